@@ -1,0 +1,89 @@
+/* What the engine has to say about a job, as plain structs. An event and all it points to is
+ * borrowed: valid during the sink call only. Numbers may be -inf; never NaN. */
+#pragma once
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "err.h"
+
+enum event_type {
+    EVENT_START,
+    EVENT_STEP,
+    EVENT_RESAMPLE,
+    EVENT_SAMPLE,
+    EVENT_SCORE, /* one result of /v1/score */
+    EVENT_DONE,  /* the last one of a whole answer */
+    EVENT_ERROR, /* the last one of a broken one */
+};
+
+struct event_text {
+    const char *s; /* valid UTF-8 */
+    size_t len;
+};
+
+struct event_hole {
+    const char *name;
+    struct event_text text;
+};
+
+struct event {
+    enum event_type type;
+    union {
+        struct {
+            const char *id, *model;
+            int particles, prompt_tokens;
+            int64_t seed;
+        } start;
+        struct {
+            int step;   /* tokens drawn so far, 1 = the first */
+            int active; /* live particles */
+            double ess, log_z;
+            int n_texts; /* with "particles": all partial texts, else 0 */
+            const struct event_text *texts;
+        } step;
+        struct {
+            int step;
+            double ess; /* before resampling */
+            const int32_t *ancestors;
+            int n;
+        } resample;
+        struct {
+            int index;
+            struct event_text text;
+            const int32_t *tokens; /* all after the prompt, EOS included */
+            int n_tokens;
+            const double
+                *token_log_p; /* (n_tokens) or NULL; NaN marks an inserted token that has none */
+            double log_weight, weight, log_p, log_phi;
+            bool stopped; /* finish_reason: true "stop", false "length" */
+            const struct event_hole *holes;
+            int n_holes;
+        } sample;
+        struct {
+            int index;
+            double log_p, log_phi;
+            bool has_phi;
+            const int32_t *tokens;
+            int n_tokens;
+            const double *log_twist;   /* (n_tokens) or NULL without a twist */
+            const double *token_log_p; /* (n_tokens) or NULL */
+        } score;
+        struct {
+            double log_z, ess; /* JOB_SAMPLE */
+            int prompt_tokens;
+            int64_t completion_tokens; /* drawn (sample), given (score) */
+            double queue_seconds, prompt_seconds, sample_seconds;
+        } done;
+        struct err error;
+    };
+};
+
+/* Called on the engine thread; must not block and must not call the engine. Returns 0, or nonzero
+ * to cancel the job: then no further event follows. After EVENT_DONE, EVENT_ERROR, a nonzero
+ * return, or engine_cancel, `closed` is called exactly once and user is never used again. */
+struct sink {
+    int (*event)(void *user, const struct event *);
+    void (*closed)(void *user);
+    void *user;
+};

@@ -1,0 +1,78 @@
+/* The transformer of arch "llama" (SmolLM2, TinyStories, Llama 2/3, Mistral), written once over the
+ * backend's operations, and the GGUF loading for it. One thread: the engine's. All device memory is
+ * taken in model_open. */
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+
+#include "../kernels/backend.h"
+#include "err.h"
+#include "gguf.h"
+
+struct model_config {
+    char name[128]; /* general.name, or the file's name without .gguf */
+    int dim, n_layers, n_heads, n_kv_heads, head_dim, ffn, vocab, context;
+    int rope_dim;
+    float norm_eps, rope_base;
+    int64_t parameters;
+};
+
+/* Read and check the metadata only. */
+int model_config_read(struct model_config *out, const struct gguf *, const char *path,
+                      struct err *err);
+
+struct model;
+
+struct model_opts {
+    int max_rows;   /* rows of one forward */
+    int max_hidden; /* rows of the hidden store that outlive a forward, beside max_rows scratch ones
+                     */
+    int n_pages;    /* KV pages */
+    int context;    /* longest sequence served; at most the model's */
+};
+
+/* Bytes model_open will take from the device, itemised; nothing is allocated. */
+struct model_memory {
+    size_t weights, kv, activations, total;
+};
+void model_memory(const struct model_config *, enum act_type, const struct gguf *,
+                  const struct model_opts *, struct model_memory *out);
+
+int model_open(struct model **out, struct backend *, const struct gguf *,
+               const struct model_config *, const struct model_opts *, struct err *err);
+void model_close(struct model *);
+
+/* The rows of one forward. Filled by the engine, host memory, all arrays allocated by batch_open
+ * for max_rows and reused. A row is (token, position, sequence); its key and value go to its slot,
+ * and it sees its sequence's tokens 0..pos. Rows of one sequence are in order of position. */
+struct batch {
+    int n;          /* rows */
+    int32_t *token; /* (n) */
+    int32_t *pos;   /* (n) */
+    int32_t *slot;  /* (n) */
+    int32_t *seq;   /* (n) index into page_start */
+    int n_seq;
+    int32_t *page_start; /* (n_seq + 1), page_start[0] = 0 */
+    int32_t *page;       /* (page_start[n_seq]) */
+    int n_cow;           /* page copies to be done before anything is written */
+    int32_t *cow_from, *cow_to;
+    int n_out;           /* rows whose last hidden state is wanted */
+    int32_t *out_row;    /* (n_out) which rows, ascending */
+    int32_t *out_hidden; /* (n_out) row of the hidden store to put it in: [0, max_rows) scratch,
+                            from max_rows on kept */
+    int max_rows, max_pages;
+};
+int batch_open(struct batch *, int max_rows, int max_pages, struct err *err);
+void batch_close(struct batch *);
+void batch_reset(struct batch *); /* empty */
+
+/* One forward pass. The hidden states (after the last norm) of the wanted rows stay in the hidden
+ * store until overwritten. Returns 0, or -1 when the device failed (ERR_INTERNAL). */
+int model_forward(struct model *, const struct batch *, struct err *err);
+
+/* Head and propose for rows of the hidden store. hidden, rows, draws and out are host memory;
+ * priors is dev. Runs in chunks of rows so that the logits stay small; returns when out is filled.
+ * rows[i] belongs to hidden[i]; draws as rows[].first_draw, n_draws say. */
+int model_propose(struct model *, const int32_t *hidden, const struct propose_row *rows, int n_rows,
+                  const struct propose_draw *draws, int n_draws, const struct prior *priors,
+                  struct propose_out *out, struct err *err);

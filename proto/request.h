@@ -1,0 +1,26 @@
+/* Bytes to jobs: JSON request bodies, parsed and checked against the wire contract. Every refusal
+ * names the field. Pure and reentrant; runs on the HTTP thread. jansson lives in this folder (and
+ * config/) only. */
+#pragma once
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "../core/engine.h"
+#include "../core/job.h"
+
+struct request_opts { /* what concerns the answer's form, not the engine */
+    bool stream;
+};
+
+/* POST /v1/sample and /v1/score. On success *out is the caller's (job_free). On failure err says
+ * why: ERR_INVALID with param, ERR_NOT_FOUND for an unknown model. A missing seed is drawn below
+ * 2^53. */
+int request_sample(struct job **out, struct request_opts *, const char *body, size_t len,
+                   const struct engine_info *, struct err *err);
+int request_score(struct job **out, const char *body, size_t len, const struct engine_info *,
+                  struct err *err);
+
+/* POST /tokenize, /detokenize: body in, whole JSON answer out (malloc'ed, NUL-terminated, the
+ * caller's). NULL: err. */
+char *request_tokenize(const char *body, size_t len, const struct engine_info *, struct err *err);
+char *request_detokenize(const char *body, size_t len, const struct engine_info *, struct err *err);
