@@ -1,49 +1,66 @@
-/* One table of settings. It drives the flags, their CLOTHO_<FLAG> environment variables, the keys
- * of the config file,
- * --help and --print-config. Flags beat environment, environment beats file, file beats default. */
+/* One table of settings (settings.c). It drives the flags, their CLOTHO_<FLAG> environment
+ * variables, the keys of the config file, --help and --print-config. Flags beat environment,
+ * environment beats file, file beats default. Used by the main thread at start-up only. */
 #pragma once
 #include <stdbool.h>
 #include <stddef.h>
 
 #include "../core/err.h"
 
+/* The request that `clotho sample` makes: fields of POST /v1/sample as given, NULL where not.
+ * config_sample_body puts them together; their meaning is checked where every request's is. */
+struct config_sample {
+    const char *particles, *max_tokens, *min_tokens, *stop, *temperature, *top_k, *top_p, *seed;
+    const char *potential, *twist, *proposal, *resampling, *segments; /* JSON, but proposal */
+    bool ignore_eos, special, logprobs;
+};
+
 struct config {
     /* the model and the device */
-    const char *model, *alias, *backend, *dtype, *twist_dir;
-    int threads;
-    size_t kv_memory; /* bytes; 0: planned */
-    int context, batch_rows, max_running_particles;
+    const char *model, *alias, *backend, *dtype; /* alias may be NULL: the model's own name */
+    int threads;                                 /* 0: one per usable core */
+    size_t kv_memory;                            /* bytes; 0: planned */
+    int context;                                 /* tokens; 0: the model's, at most 8192 */
+    int batch_rows, max_running_particles;
     /* the server */
     const char *host;
-    int port;
-    const char *api_key, *api_key_file, *cors_origins;
-    int max_queue, max_connections, drain_seconds, idle_seconds, header_seconds, stream_buffer;
+    int port;                                          /* 0: any free one */
+    const char *api_key, *api_key_file, *cors_origins; /* NULL: none */
+    int max_queue, max_connections;
+    int drain_seconds, idle_seconds, header_seconds;
+    size_t stream_buffer; /* bytes of events that may wait for one client */
     const char *log_level;
-    /* limits of a request */
+    /* limits of a request (--limit-*), as in struct limits */
     int max_particles, max_tokens, max_prompt_tokens, max_completions, max_potentials, max_segments,
         max_pattern;
-    size_t max_body;
-    /* clotho sample, clotho bench: see the table in config.c */
-    int particles, tokens, top_k;
-    double temperature, top_p;
-    const char *seed;
+    size_t max_body; /* bytes */
+    /* clotho sample */
+    struct config_sample sample;
+    /* clotho bench */
+    const char *bench_particles; /* "1,16,64,256" */
+    int prompt_tokens, tokens, repeat;
+    /* clotho sample and bench */
     bool json;
-    const char *potential; /* JSON, as in the API */
-    const char *twist;
-    const char *bench_particles;
-    int prompt_tokens, repeat;
+
+    const char *config; /* the file that was read, or NULL */
     bool print_config, help;
-    /* what is left of the command line */
+    /* what is left of the command line; borrowed from argv */
     char **args;
     int n_args;
-    struct config_strings *owned;
+    struct config_text *owned; /* all other strings */
 };
 
 enum config_command { CONFIG_SERVE = 1, CONFIG_SAMPLE = 2, CONFIG_BENCH = 4 };
 
-/* Read all sources for a command. argv[0] is the command's name. Refusals name the flag, variable
- * or key. */
+/* Read all sources for a command. argv[0] is the command's name ("serve"). Refusals are ERR_INVALID
+ * and name the flag, variable, or file, line and key. With --help or --print-config the model may
+ * be missing. Whether read or refused, *out is to be freed. */
 int config_read(struct config *out, enum config_command, int argc, char **argv, struct err *err);
 void config_free(struct config *);
+
 void config_help(enum config_command);                         /* to stdout */
 void config_print(const struct config *, enum config_command); /* as a config file, to stdout */
+
+/* The body of the POST /v1/sample that the flags and the argument of `clotho sample` say.
+ * NUL-terminated, malloc'ed, the caller's. */
+char *config_sample_body(const struct config *);
