@@ -114,10 +114,9 @@ struct job {
 
     const char *prompt; /* the prompt's text for {prompt} of judges; decoded when given as ids */
     size_t prompt_len;
-    struct ids
-        prompt_ids; /* BOS included; may be empty when the model has none: then the BOS-less model
-                       cannot predict a first token and the parser refuses the request */
-
+    bool special;          /* special tokens in texts are parsed; judge templates follow it too */
+    struct ids prompt_ids; /* BOS included, never empty: without BOS an empty prompt is refused,
+                            * as there is nothing that predicts a first token */
     /* the prior */
     float temperature; /* > 0; a request's 0 becomes top_k = 1 at temperature 1 */
     int top_k;

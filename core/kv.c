@@ -40,8 +40,9 @@ void kv_close(struct kv_pool *p)
     free(p);
 }
 
-static int32_t page_take(struct kv_pool *p)
+static int32_t page_take(struct kv_pool *p, struct kv_account *account)
 {
+    account->used++;
     int32_t page = p->free[--p->n_free];
     p->refs[page] = 1;
     return page;
@@ -53,13 +54,15 @@ static void page_hold(struct kv_pool *p, int32_t page)
         p->n_shared++;
 }
 
-static void page_drop(struct kv_pool *p, int32_t page)
+static void page_drop(struct kv_pool *p, struct kv_account *account, int32_t page)
 {
     int32_t refs = --p->refs[page];
     if (refs == 1)
         p->n_shared--;
-    if (refs == 0)
+    if (refs == 0) {
         p->free[p->n_free++] = page;
+        account->used--;
+    }
 }
 
 int kv_append(struct kv_pool *p, struct kv_seq *s, int n, int32_t *slots, int32_t *cow_from,
@@ -72,18 +75,19 @@ int kv_append(struct kv_pool *p, struct kv_seq *s, int n, int32_t *slots, int32_
     bool copy = partial && p->refs[s->page[s->n_pages - 1]] > 1;
     int n_pages = kv_pages_for(s->n_tokens + n);
     CHECK(n > 0 && n_pages <= s->cap);
-    if (n_pages - s->n_pages + copy > p->n_free)
+    int need = n_pages - s->n_pages + copy;
+    if (need > p->n_free || need > s->account->limit - s->account->used)
         return -1;
 
     if (copy) {
         int32_t *tail = &s->page[s->n_pages - 1];
         *cow_from = *tail;
-        *cow_to = page_take(p);
-        page_drop(p, *tail); /* another sequence still holds it: it is not freed */
+        *cow_to = page_take(p, s->account);
+        page_drop(p, s->account, *tail); /* another sequence still holds it: it is not freed */
         *tail = *cow_to;
     }
     while (s->n_pages < n_pages)
-        s->page[s->n_pages++] = page_take(p);
+        s->page[s->n_pages++] = page_take(p, s->account);
     for (int i = 0; i < n; i++, s->n_tokens++)
         slots[i] = s->page[s->n_tokens / KV_PAGE] * KV_PAGE + s->n_tokens % KV_PAGE;
     return 0;
@@ -92,6 +96,7 @@ int kv_append(struct kv_pool *p, struct kv_seq *s, int n, int32_t *slots, int32_
 void kv_fork(struct kv_pool *p, struct kv_seq *dst, const struct kv_seq *src, int n_tokens)
 {
     int n_pages = kv_pages_for(n_tokens);
+    CHECK(dst->account == src->account);
     CHECK(dst->n_pages == 0 && n_tokens >= 0 && n_tokens <= src->n_tokens && n_pages <= dst->cap);
     for (int i = 0; i < n_pages; i++) {
         page_hold(p, src->page[i]);
@@ -106,7 +111,7 @@ void kv_truncate(struct kv_pool *p, struct kv_seq *s, int n_tokens)
     CHECK(n_tokens >= 0 && n_tokens <= s->n_tokens);
     int n_pages = kv_pages_for(n_tokens);
     while (s->n_pages > n_pages)
-        page_drop(p, s->page[--s->n_pages]);
+        page_drop(p, s->account, s->page[--s->n_pages]);
     s->n_tokens = n_tokens;
 }
 

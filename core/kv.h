@@ -12,8 +12,14 @@
 
 struct kv_pool;
 
+/* A budget of pages, of one request. Sequences share pages only within an account. */
+struct kv_account {
+    int used, limit; /* pages; a page shared by several sequences counts once */
+};
+
 /* A sequence's table. The caller gives the storage for the ids; capacity is in pages. */
 struct kv_seq {
+    struct kv_account *account;
     int32_t *page;
     int n_pages, cap;
     int n_tokens; /* tokens whose keys and values are stored (or will be, by rows already appended)
@@ -26,7 +32,7 @@ void kv_close(struct kv_pool *);
 /* Give s room for n more tokens. slots[0..n) receives where each goes (page * KV_PAGE + offset). If
  * the tail page must be copied first, *cow_from and *cow_to name the pages, else both are -1; the
  * copy is to be queued before the tokens are written. Returns 0, or -1 with nothing changed when
- * the pool has too few free pages. */
+ * the pool or the account has too few pages left. */
 int kv_append(struct kv_pool *, struct kv_seq *s, int n, int32_t *slots, int32_t *cow_from,
               int32_t *cow_to);
 

@@ -17,6 +17,7 @@ enum {
 
 struct world {
     struct kv_pool *pool;
+    struct kv_account account;
     int n_seqs, cap;
     struct kv_seq *seq;
     const struct kv_seq **all;
@@ -38,7 +39,7 @@ static void *zeroed(size_t n, size_t size)
 static void world_open(struct world *w, int n_pages, int n_seqs, int cap)
 {
     struct err err;
-    *w = (struct world){.n_seqs = n_seqs, .cap = cap};
+    *w = (struct world){.n_seqs = n_seqs, .cap = cap, .account = {0, n_pages}};
     size_t n = (size_t)n_seqs, tokens = (size_t)cap * KV_PAGE;
     EXPECT_INT(kv_open(&w->pool, n_pages, &err), 0);
     w->seq = zeroed(n, sizeof *w->seq);
@@ -50,6 +51,7 @@ static void world_open(struct world *w, int n_pages, int n_seqs, int cap)
     for (int i = 0; i < n_seqs; i++) {
         w->seq[i].page = zeroed((size_t)cap, sizeof(int32_t));
         w->seq[i].cap = cap;
+        w->seq[i].account = &w->account;
         w->all[i] = &w->seq[i];
     }
 }
@@ -115,6 +117,7 @@ static void retable(struct world *w, const int32_t *ancestor)
 static void check_world(struct world *w)
 {
     kv_check(w->pool, w->all, w->n_seqs);
+    EXPECT_INT(w->account.used, kv_pages_total(w->pool) - kv_pages_free(w->pool));
     for (int i = 0; i < w->n_seqs; i++) {
         const struct kv_seq *s = &w->seq[i];
         EXPECT_INT(s->n_tokens, w->length[i]);
@@ -178,6 +181,25 @@ static void test_random_walk(void)
         kv_truncate(w.pool, &w.seq[i], 0);
     EXPECT_INT(kv_pages_free(w.pool), PAGES);
     EXPECT_INT(kv_pages_shared(w.pool), 0);
+    world_close(&w);
+}
+
+static void test_account_limit(void)
+{
+    struct world w;
+    world_open(&w, PAGES, 2, CAP);
+    w.account.limit = 3;
+    EXPECT(append(&w, 0, 3 * KV_PAGE - 1));
+    int32_t slot, from, to;
+    EXPECT_INT(kv_append(w.pool, &w.seq[1], 1, &slot, &from, &to), -1);
+    kv_fork(w.pool, &w.seq[1], &w.seq[0], 3 * KV_PAGE - 1); /* shared pages count once */
+    remember_fork(&w, 1, 0, 3 * KV_PAGE - 1);
+    EXPECT_INT(w.account.used, 3);
+    EXPECT_INT(kv_append(w.pool, &w.seq[1], 1, &slot, &from, &to),
+               -1); /* the copy would be a 4th */
+    w.account.limit = 4;
+    EXPECT(append(&w, 1, 1));
+    check_world(&w);
     world_close(&w);
 }
 
@@ -287,6 +309,7 @@ static void test_edges(void)
 int main(void)
 {
     test_random_walk();
+    test_account_limit();
     test_population();
     test_last_holder_keeps_the_page();
     test_edges();
