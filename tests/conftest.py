@@ -1,0 +1,69 @@
+"""Servers and tiny models for all Python tests. A server is started once a session for each model
+and set of flags; a missing program is a failure, never a skip."""
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from support.make_model import Shape, make_model  # noqa: E402
+from support.reference import Model  # noqa: E402
+from support.server import Server, binary  # noqa: E402
+
+# One thread is quickest for tiny models and leaves the other cores to the tests themselves.
+TINY_FLAGS = ("--threads", "1")
+
+
+@pytest.fixture(scope="session")
+def clotho():
+    """Path of the program."""
+    return binary()
+
+
+@pytest.fixture(scope="session")
+def model_file(tmp_path_factory):
+    """model_file(**changes of Shape) -> path of a generated GGUF, each written once."""
+    folder, made = tmp_path_factory.mktemp("models"), {}
+
+    def make(**changes):
+        key = Shape(**changes)
+        if key not in made:
+            path = folder / f"model{len(made)}.gguf"
+            make_model(path, key)
+            made[key] = path
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def reference(model_file):
+    """reference(**changes of Shape) -> the float64 model, each loaded once."""
+    loaded = {}
+
+    def load(**changes):
+        path = model_file(**changes)
+        if path not in loaded:
+            loaded[path] = Model(path)
+        return loaded[path]
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def serve(model_file):
+    """serve(*flags, **changes of Shape) -> a running server, one a session for the same arguments.
+    All are stopped at the end, and each must then exit with code 0."""
+    running = {}
+
+    def start(*flags, **changes):
+        key = flags, Shape(**changes)
+        if key not in running:
+            server = Server(model_file(**changes), *TINY_FLAGS, *flags)
+            running[key] = server.__enter__()
+        return running[key]
+
+    yield start
+    codes = {" ".join(server.flags): server.stop() for server in running.values()}
+    assert not any(codes.values()), f"exit codes after SIGTERM: {codes}"
