@@ -62,5 +62,5 @@ void config_help(enum config_command);                         /* to stdout */
 void config_print(const struct config *, enum config_command); /* as a config file, to stdout */
 
 /* The body of the POST /v1/sample that the flags and the argument of `clotho sample` say.
- * NUL-terminated, malloc'ed, the caller's. */
-char *config_sample_body(const struct config *);
+ * NUL-terminated, malloc'ed, the caller's. NULL: a text is not valid UTF-8, and err names it. */
+char *config_sample_body(const struct config *, struct err *err);

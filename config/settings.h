@@ -16,6 +16,11 @@ enum setting_kind {
     SETTING_JSON,   /* kept as its text: a JSON value for `field` */
 };
 
+/* Where a value came from; the greater beats the smaller. */
+enum source { FROM_DEFAULT = 1, FROM_FILE, FROM_ENVIRONMENT, FROM_FLAG };
+
+enum { ALL_COMMANDS = CONFIG_SERVE | CONFIG_SAMPLE | CONFIG_BENCH };
+
 struct setting {
     const char *flag; /* "kv-memory": --kv-memory, CLOTHO_KV_MEMORY, kv-memory: */
     enum setting_kind kind;
@@ -23,9 +28,10 @@ struct setting {
     size_t offset;        /* of its member in struct config */
     const char *fallback; /* the default, read like any other value; NULL: none (NULL, 0, false) */
     int64_t min, max;     /* SETTING_INT, SETTING_SIZE */
+    enum source weakest;  /* that may set it; 0: any */
     const char *arg;      /* its value's name in --help */
-    const char *field;    /* SETTING of `clotho sample`: its field in the request */
-    const char *help;     /* one paragraph; {default} is added */
+    const char *field;    /* of the request that `clotho sample` makes */
+    const char *help;     /* one paragraph, to which --help adds the default */
 };
 
 extern const struct setting settings[];
@@ -33,6 +39,9 @@ extern const int n_settings;
 
 /* "CLOTHO_KV_MEMORY" of "kv-memory". */
 void setting_variable(const struct setting *, char *out, size_t size);
+
+/* "4M" for bytes. */
+void setting_size_text(int64_t bytes, char *out, size_t size);
 
 static inline const void *setting_value(const struct config *c, const struct setting *s)
 {
