@@ -191,6 +191,9 @@ static void test_broken_tensors(void)
     gguf_write_tensor(&w, "t", TENSOR_F32, 4, (int64_t[]){1 << 20, 1 << 20, 1 << 20, 16}, matrix,
                       64);
     expect_refusal(&w, "impossible shape");
+    gguf_write_tensor(&w, "t", TENSOR_F32, 4, (int64_t[]){1 << 20, 1 << 20, 1 << 20, 4}, matrix,
+                      64); /* 2^62 elements, 2^64 bytes */
+    expect_refusal(&w, "impossible shape");
     gguf_write_tensor(&w, "t", TENSOR_F32, 1, (int64_t[]){1}, matrix, 4);
     gguf_write_tensor(&w, "t", TENSOR_F32, 1, (int64_t[]){1}, matrix, 4);
     expect_refusal(&w, "tensor \"t\" is there twice");
