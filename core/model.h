@@ -13,11 +13,11 @@ struct model_config {
     char name[128]; /* general.name, or the file's name without .gguf */
     int dim, n_layers, n_heads, n_kv_heads, head_dim, ffn, vocab, context;
     int rope_dim;
-    float norm_eps, rope_base;
+    float norm_eps, rope_base, rope_scale; /* positions are divided by rope_scale */
     int64_t parameters;
 };
 
-/* Read and check the metadata only. */
+/* Read the metadata, and check it and every tensor's name and shape; no weight is read. */
 int model_config_read(struct model_config *out, const struct gguf *, const char *path,
                       struct err *err);
 
@@ -31,19 +31,23 @@ struct model_opts {
     int context;    /* longest sequence served; at most the model's */
 };
 
-/* Bytes model_open will take from the device, itemised; nothing is allocated. */
+/* Bytes model_open will take from the device, itemised; nothing is allocated. The embedding table
+ * counts as the file stores it. */
 struct model_memory {
     size_t weights, kv, activations, total;
 };
 void model_memory(const struct model_config *, enum act_type, const struct gguf *,
                   const struct model_opts *, struct model_memory *out);
 
+/* The file stays open as long as the model: rows of the embedding table are read from its mapping.
+ */
 int model_open(struct model **out, struct backend *, const struct gguf *,
                const struct model_config *, const struct model_opts *, struct err *err);
 void model_close(struct model *);
 
 /* The rows of one forward. Filled by the engine, host memory, all arrays allocated by batch_open
- * for max_rows and reused. A row is (token, position, sequence); its key and value go to its slot,
+ * for max_rows and reused. A model takes up to its own max_rows rows and sequences, each of up to
+ * kv_pages_for(context) pages. A row is (token, position, sequence); its key and value go to its slot,
  * and it sees its sequence's tokens 0..pos. Rows of one sequence are in order of position. */
 struct batch {
     int n;          /* rows */
@@ -70,8 +74,8 @@ void batch_reset(struct batch *); /* empty */
  * store until overwritten. Returns 0, or -1 when the device failed (ERR_INTERNAL). */
 int model_forward(struct model *, const struct batch *, struct err *err);
 
-/* Head and propose for rows of the hidden store. hidden, rows, draws and out are host memory;
- * priors is dev. Runs in chunks of rows so that the logits stay small; returns when out is filled.
+/* Head and propose for rows of the hidden store; at most max_rows + max_hidden rows, and as many
+ * draws. hidden, rows, draws and out are host memory; priors is dev. Runs in chunks of rows so that the logits stay small; returns when out is filled.
  * rows[i] belongs to hidden[i]; draws as rows[].first_draw, n_draws say. */
 int model_propose(struct model *, const int32_t *hidden, const struct propose_row *rows, int n_rows,
                   const struct propose_draw *draws, int n_draws, const struct prior *priors,

@@ -1,0 +1,605 @@
+#include "model.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kv.h"
+
+/* Logits of one chunk of rows: large enough that reading the head's weights once a chunk is cheap
+ * beside the multiplication, small enough to plan for. */
+#define LOGITS_BYTES ((size_t)24 << 20)
+
+struct layer {
+    struct weight *qkv;          /* (q_dim + 2 kv_dim, dim) */
+    struct weight *out;          /* (dim, q_dim) */
+    struct weight *gate_up;      /* (2 ffn, dim) */
+    struct weight *down;         /* (dim, ffn) */
+    float *attn_norm, *ffn_norm; /* (dim) into model.norms */
+};
+
+/* Everything a step works on, in one piece of device memory. R = max_rows, H = R + max_hidden, M
+ * the rows of a chunk of logits. */
+struct workspace {
+    float *x;       /* (R, dim) the residual stream */
+    void *h;        /* act (R, max(dim, q_dim)) what enters a linear */
+    float *wide;    /* (R, max(q_dim + 2 kv_dim, 2 ffn)) what leaves one: qkv, gate | up */
+    void *ff;       /* act (R, ffn) */
+    float *x_out;   /* (R, dim) x and h of the wanted rows, from the last layer's attention on */
+    void *h_out;    /* act (R, max(dim, q_dim)) */
+    void *hidden;   /* act (H, dim) the hidden store */
+    void *h_head;   /* act (M, dim) */
+    float *logits;  /* (M, vocab) */
+    int32_t *index; /* (index_size) the batch's arrays */
+    struct propose_out *draw_out; /* (H) */
+    char *ask;                    /* (ask_size) draws, rows and hidden indices of model_propose */
+    size_t bytes;
+};
+
+struct model {
+    struct backend *b;
+    struct model_config c;
+    struct model_opts o;
+    int q_dim, kv_dim; /* heads head_dim, kv_heads head_dim */
+    int chunk;         /* rows of logits at a time */
+    struct weight *embed, *head;
+    struct layer *layers; /* (n_layers) */
+    float *norms;         /* dev (2 n_layers + 1, dim): attention and ffn of each layer, the last */
+    float *cos_sin;       /* dev (context, rope_dim) */
+    struct kv_store *kv;
+    struct workspace w;
+    void *device;         /* what w points into */
+    int32_t *index;       /* host (index_size): what is uploaded to w.index */
+    char *ask;            /* host (ask_size) */
+    bool index_in_flight; /* the upload of `index` may not be done yet */
+};
+
+/* The static functions below that take a struct model return 0, or something else once the device
+ * has failed (or, with an err, the file is refused). */
+static int device_failed(const struct model *m, struct err *err)
+{
+    return err_set(err, ERR_INTERNAL, "%s: %s", m->b->name, m->b->why);
+}
+
+/* ---- sizes ---- */
+
+static int max_int(int a, int b)
+{
+    return a > b ? a : b;
+}
+
+static int hidden_rows(const struct model_opts *o)
+{
+    return o->max_rows + o->max_hidden;
+}
+
+static int chunk_rows(const struct model_config *c, const struct model_opts *o)
+{
+    size_t rows = LOGITS_BYTES / ((size_t)c->vocab * sizeof(float));
+    int most = hidden_rows(o);
+    return rows < 1 ? 1 : rows < (size_t)most ? (int)rows : most;
+}
+
+/* token, pos, slot, seq | page_start | pages | out_row, out_hidden */
+static size_t index_size(const struct model_opts *o)
+{
+    size_t rows = (size_t)o->max_rows;
+    return 4 * rows + (rows + 1) + rows * (size_t)kv_pages_for(o->context) + 2 * rows;
+}
+
+/* draws | rows | hidden indices, each for hidden_rows */
+static size_t ask_size(const struct model_opts *o)
+{
+    return (size_t)hidden_rows(o) *
+           (sizeof(struct propose_draw) + sizeof(struct propose_row) + sizeof(int32_t));
+}
+
+/* The next part of a block that starts at base: its address, *used moved past it. */
+static void *carve(uintptr_t base, size_t *used, size_t rows, size_t columns, size_t element)
+{
+    void *part = (void *)(base + *used);
+    *used += (rows * columns * element + 255) & ~(size_t)255;
+    return part;
+}
+
+/* Lay out the workspace at base; its size does not depend on base. */
+static struct workspace workspace_at(uintptr_t base, const struct model_config *c,
+                                     const struct model_opts *o, enum act_type type)
+{
+    size_t act = act_size(type), rows = (size_t)o->max_rows, kept = (size_t)hidden_rows(o);
+    size_t chunk = (size_t)chunk_rows(c, o), dim = (size_t)c->dim, ffn = (size_t)c->ffn;
+    int q_dim = c->n_heads * c->head_dim, qkv_dim = q_dim + 2 * c->n_kv_heads * c->head_dim;
+    size_t h_dim = (size_t)max_int(c->dim, q_dim), wide = (size_t)max_int(qkv_dim, 2 * c->ffn);
+    struct workspace w;
+    size_t used = 0;
+    w.x = carve(base, &used, rows, dim, sizeof(float));
+    w.h = carve(base, &used, rows, h_dim, act);
+    w.wide = carve(base, &used, rows, wide, sizeof(float));
+    w.ff = carve(base, &used, rows, ffn, act);
+    w.x_out = carve(base, &used, rows, dim, sizeof(float));
+    w.h_out = carve(base, &used, rows, h_dim, act);
+    w.hidden = carve(base, &used, kept, dim, act);
+    w.h_head = carve(base, &used, chunk, dim, act);
+    w.logits = carve(base, &used, chunk, (size_t)c->vocab, sizeof(float));
+    w.index = carve(base, &used, 1, index_size(o), sizeof(int32_t));
+    w.draw_out = carve(base, &used, kept, 1, sizeof *w.draw_out);
+    w.ask = carve(base, &used, 1, ask_size(o), 1);
+    w.bytes = used;
+    return w;
+}
+
+static size_t elements(const struct gguf_tensor *t)
+{
+    return (size_t)t->dim[0] * (size_t)t->dim[1];
+}
+
+void model_memory(const struct model_config *c, enum act_type type, const struct gguf *g,
+                  const struct model_opts *o, struct model_memory *out)
+{
+    const struct gguf_tensor *table = gguf_tensor(g, "token_embd.weight");
+    bool tied = !gguf_tensor(g, "output.weight");
+    size_t matrices = (size_t)c->parameters - (tied ? 0 : elements(table));
+    size_t rope = (size_t)o->context * (size_t)c->rope_dim * sizeof(float);
+    size_t token = 2 * (size_t)c->n_layers * (size_t)c->n_kv_heads * (size_t)c->head_dim;
+    out->weights = table->bytes + matrices * act_size(type) + rope;
+    out->kv = (size_t)o->n_pages * KV_PAGE * token * act_size(type);
+    out->activations = workspace_at(0, c, o, type).bytes;
+    out->total = out->weights + out->kv + out->activations;
+}
+
+/* ---- loading ---- */
+
+static const struct gguf_tensor *layer_tensor(const struct gguf *g, int layer, const char *name)
+{
+    char full[64];
+    snprintf(full, sizeof full, "blk.%d.%s.weight", layer, name);
+    const struct gguf_tensor *t = gguf_tensor(g, full);
+    CHECK(t && "model_config_read checked the file");
+    return t;
+}
+
+static struct weight_part part_of(const struct gguf_tensor *t)
+{
+    return (struct weight_part){t->data, (enum tensor_type)t->type, (int)t->dim[1]};
+}
+
+/* Stack up to three of a layer's matrices to one weight. */
+static int open_stacked(struct model *m, struct weight **out, const struct gguf *g, int layer,
+                        const char *const names[3])
+{
+    struct weight_part parts[3];
+    int n = 0, in = 0;
+    for (; n < 3 && names[n]; n++) {
+        const struct gguf_tensor *t = layer_tensor(g, layer, names[n]);
+        parts[n] = part_of(t);
+        in = (int)t->dim[0];
+    }
+    return m->b->ops->weight_open(m->b, out, parts, n, in, WEIGHT_LINEAR);
+}
+
+static int open_layers(struct model *m, const struct gguf *g)
+{
+    for (int i = 0; i < m->c.n_layers; i++) {
+        struct layer *l = &m->layers[i];
+        if (open_stacked(m, &l->qkv, g, i, (const char *[3]){"attn_q", "attn_k", "attn_v"}) ||
+            open_stacked(m, &l->out, g, i, (const char *[3]){"attn_output"}) ||
+            open_stacked(m, &l->gate_up, g, i, (const char *[3]){"ffn_gate", "ffn_up"}) ||
+            open_stacked(m, &l->down, g, i, (const char *[3]){"ffn_down"}))
+            return -1;
+        l->attn_norm = m->norms + (size_t)(2 * i) * (size_t)m->c.dim;
+        l->ffn_norm = l->attn_norm + m->c.dim;
+    }
+    return 0;
+}
+
+static int open_embedding(struct model *m, const struct gguf *g)
+{
+    const struct backend_ops *ops = m->b->ops;
+    const struct gguf_tensor *table = gguf_tensor(g, "token_embd.weight");
+    const struct gguf_tensor *head = gguf_tensor(g, "output.weight");
+    struct weight_part embed_part = part_of(table), head_part = part_of(head ? head : table);
+    return ops->weight_open(m->b, &m->embed, &embed_part, 1, m->c.dim, WEIGHT_TABLE) ||
+           ops->weight_open(m->b, &m->head, &head_part, 1, m->c.dim, WEIGHT_LINEAR);
+}
+
+/* A table made on the host: allocate, copy, and wait, so that `host` may go. */
+static int upload_table(struct model *m, float **out, const float *host, size_t n)
+{
+    float first;
+    return m->b->ops->alloc(m->b, (void **)out, n * sizeof(float)) ||
+           m->b->ops->upload(m->b, *out, host, n * sizeof(float)) ||
+           m->b->ops->download(m->b, &first, *out, sizeof first);
+}
+
+static int open_norms(struct model *m, const struct gguf *g)
+{
+    size_t dim = (size_t)m->c.dim, n = (size_t)(2 * m->c.n_layers + 1) * dim;
+    float *host = malloc(n * sizeof *host), *row = host;
+    CHECK(host && "out of memory");
+    for (int i = 0; i < m->c.n_layers; i++, row += 2 * dim) {
+        const struct gguf_tensor *attn = layer_tensor(g, i, "attn_norm");
+        const struct gguf_tensor *ffn = layer_tensor(g, i, "ffn_norm");
+        dequant(attn->type, attn->data, row, dim);
+        dequant(ffn->type, ffn->data, row + dim, dim);
+    }
+    const struct gguf_tensor *last = gguf_tensor(g, "output_norm.weight");
+    dequant(last->type, last->data, row, dim);
+    int rc = upload_table(m, &m->norms, host, n);
+    free(host);
+    return rc;
+}
+
+/* The angle of pair i turns by base^(-2i / rope_dim) / factor[i] a position. Angles in double:
+ * float would lose the low bits of position * frequency long before the context's end. */
+static int rope_frequencies(const struct model_config *c, const struct gguf *g, double *freq,
+                            struct err *err)
+{
+    int pairs = c->rope_dim / 2;
+    const struct gguf_tensor *t = gguf_tensor(g, "rope_freqs.weight");
+    float factor[512]; /* rope_dim <= head_dim <= 1024 */
+    CHECK(pairs <= 512);
+    if (t)
+        dequant(t->type, t->data, factor, (size_t)pairs);
+    for (int i = 0; i < pairs; i++) {
+        double f = t ? (double)factor[i] : 1.0;
+        if (!(f > 0) || !isfinite(f))
+            return err_set(err, ERR_FILE, "tensor rope_freqs.weight holds %g", f);
+        freq[i] = pow((double)c->rope_base, -2.0 * i / c->rope_dim) / (f * (double)c->rope_scale);
+    }
+    return 0;
+}
+
+static int open_rope(struct model *m, const struct gguf *g, struct err *err)
+{
+    int pairs = m->c.rope_dim / 2;
+    double freq[512];
+    if (rope_frequencies(&m->c, g, freq, err) != 0)
+        return -1;
+    size_t n = (size_t)m->o.context * (size_t)m->c.rope_dim;
+    float *host = malloc(n * sizeof *host), *out = host;
+    CHECK(host && "out of memory");
+    for (int pos = 0; pos < m->o.context; pos++) {
+        for (int i = 0; i < pairs; i++) {
+            *out++ = (float)cos(pos * freq[i]);
+            *out++ = (float)sin(pos * freq[i]);
+        }
+    }
+    int rc = upload_table(m, &m->cos_sin, host, n);
+    free(host);
+    return rc ? device_failed(m, err) : 0;
+}
+
+static int open_step_memory(struct model *m)
+{
+    const struct backend_ops *ops = m->b->ops;
+    size_t bytes = workspace_at(0, &m->c, &m->o, m->b->act).bytes;
+    m->index = calloc(index_size(&m->o), sizeof *m->index);
+    m->ask = calloc(1, ask_size(&m->o));
+    CHECK(m->index && m->ask && "out of memory");
+    if (ops->kv_open(m->b, &m->kv, m->c.n_layers, m->o.n_pages, m->c.n_kv_heads, m->c.head_dim) ||
+        ops->alloc(m->b, &m->device, bytes))
+        return -1;
+    m->w = workspace_at((uintptr_t)m->device, &m->c, &m->o, m->b->act);
+    return 0;
+}
+
+int model_open(struct model **out, struct backend *b, const struct gguf *g,
+               const struct model_config *c, const struct model_opts *o, struct err *err)
+{
+    CHECK(o->max_rows > 0 && o->max_hidden >= 0 && o->context > 0 && o->context <= c->context);
+    struct model *m = calloc(1, sizeof *m);
+    CHECK(m && "out of memory");
+    m->b = b;
+    m->c = *c;
+    m->o = *o;
+    m->q_dim = c->n_heads * c->head_dim;
+    m->kv_dim = c->n_kv_heads * c->head_dim;
+    m->chunk = chunk_rows(c, o);
+    m->layers = calloc((size_t)c->n_layers, sizeof *m->layers);
+    CHECK(m->layers && "out of memory");
+    if (open_rope(m, g, err) != 0)
+        goto fail;
+    if (open_norms(m, g) || open_embedding(m, g) || open_layers(m, g) || open_step_memory(m)) {
+        device_failed(m, err);
+        goto fail;
+    }
+    *out = m;
+    return 0;
+fail:
+    model_close(m);
+    return -1;
+}
+
+void model_close(struct model *m)
+{
+    if (!m)
+        return;
+    const struct backend_ops *ops = m->b->ops;
+    for (int i = 0; i < m->c.n_layers; i++) {
+        struct weight *all[] = {m->layers[i].qkv, m->layers[i].out, m->layers[i].gate_up,
+                                m->layers[i].down};
+        for (int j = 0; j < 4; j++)
+            if (all[j])
+                ops->weight_close(m->b, all[j]);
+    }
+    if (m->embed)
+        ops->weight_close(m->b, m->embed);
+    if (m->head)
+        ops->weight_close(m->b, m->head);
+    if (m->kv)
+        ops->kv_close(m->b, m->kv);
+    void *memory[] = {m->norms, m->cos_sin, m->device};
+    for (int i = 0; i < 3; i++)
+        if (memory[i])
+            ops->release(m->b, memory[i]);
+    free(m->layers);
+    free(m->index);
+    free(m->ask);
+    free(m);
+}
+
+/* ---- the batch ---- */
+
+int batch_open(struct batch *b, int max_rows, int max_pages, struct err *err)
+{
+    size_t rows = (size_t)max_rows, pages = (size_t)max_pages;
+    int32_t *block = calloc(9 * rows + 1 + pages, sizeof *block);
+    if (!block)
+        return err_set(err, ERR_UNAVAILABLE, "no memory for batches of %d rows and %d pages",
+                       max_rows, max_pages);
+    *b = (struct batch){.token = block, .max_rows = max_rows, .max_pages = max_pages};
+    b->pos = b->token + rows;
+    b->slot = b->pos + rows;
+    b->seq = b->slot + rows;
+    b->out_row = b->seq + rows;
+    b->out_hidden = b->out_row + rows;
+    b->cow_from = b->out_hidden + rows;
+    b->cow_to = b->cow_from + rows;
+    b->page_start = b->cow_to + rows;
+    b->page = b->page_start + rows + 1;
+    return 0;
+}
+
+void batch_close(struct batch *b)
+{
+    free(b->token); /* the start of the one block */
+    *b = (struct batch){0};
+}
+
+void batch_reset(struct batch *b)
+{
+    b->n = b->n_seq = b->n_cow = b->n_out = 0;
+    b->page_start[0] = 0;
+}
+
+/* The engine's promises; an index that breaks one would reach beyond the device's memory. */
+static void check_batch(const struct model *m, const struct batch *b)
+{
+    int n_slots = m->o.n_pages * KV_PAGE;
+    CHECK(b->n > 0 && b->n <= m->o.max_rows && b->n_seq > 0 && b->n_seq <= m->o.max_rows);
+    CHECK(b->n_out >= 0 && b->n_out <= b->n && b->n_cow >= 0);
+    int n_pages = b->page_start[b->n_seq];
+    CHECK(n_pages <= m->o.max_rows * kv_pages_for(m->o.context));
+    for (int i = 0; i < n_pages; i++)
+        CHECK(b->page[i] >= 0 && b->page[i] < m->o.n_pages);
+    for (int i = 0; i < b->n; i++) {
+        CHECK(b->token[i] >= 0 && b->token[i] < m->c.vocab);
+        CHECK(b->pos[i] >= 0 && b->pos[i] < m->o.context);
+        CHECK(b->slot[i] >= 0 && b->slot[i] < n_slots);
+        CHECK(b->seq[i] >= 0 && b->seq[i] < b->n_seq);
+        int pages = b->page_start[b->seq[i] + 1] - b->page_start[b->seq[i]];
+        CHECK(b->pos[i] < pages * KV_PAGE && pages <= kv_pages_for(m->o.context));
+    }
+    for (int i = 0; i < b->n_out; i++) {
+        CHECK(b->out_row[i] >= 0 && b->out_row[i] < b->n);
+        CHECK(i == 0 || b->out_row[i] > b->out_row[i - 1]);
+        CHECK(b->out_hidden[i] >= 0 && b->out_hidden[i] < hidden_rows(&m->o));
+    }
+}
+
+/* ---- forward ---- */
+
+/* Where the batch's arrays lie in dev memory. */
+struct indices {
+    const int32_t *token, *pos, *slot, *seq, *page_start, *page, *out_row, *out_hidden;
+};
+
+static const int32_t *stage(struct model *m, size_t *used, const int32_t *src, int n)
+{
+    const int32_t *dev = m->w.index + *used;
+    memcpy(m->index + *used, src, (size_t)n * sizeof *src);
+    *used += (size_t)n;
+    return dev;
+}
+
+/* All index arrays in one upload. A forward that nobody asked a result of leaves its upload in
+ * flight: wait before the host block is written again. */
+static int upload_indices(struct model *m, const struct batch *b, struct indices *out)
+{
+    size_t used = 0;
+    if (m->index_in_flight && m->b->ops->download(m->b, m->index, m->w.index, sizeof(int32_t)))
+        return -1;
+    out->token = stage(m, &used, b->token, b->n);
+    out->pos = stage(m, &used, b->pos, b->n);
+    out->slot = stage(m, &used, b->slot, b->n);
+    out->seq = stage(m, &used, b->seq, b->n);
+    out->page_start = stage(m, &used, b->page_start, b->n_seq + 1);
+    out->page = stage(m, &used, b->page, b->page_start[b->n_seq]);
+    out->out_row = stage(m, &used, b->out_row, b->n_out);
+    out->out_hidden = stage(m, &used, b->out_hidden, b->n_out);
+    m->index_in_flight = true;
+    return m->b->ops->upload(m->b, m->w.index, m->index, used * sizeof(int32_t));
+}
+
+/* q, k, v of all rows: keys and values are stored, wide holds the rotated q. */
+static int project_qkv(struct model *m, int layer, const struct indices *ix, int n)
+{
+    const struct backend_ops *ops = m->b->ops;
+    const struct layer *l = &m->layers[layer];
+    struct rope_args rope = {
+        .qkv = m->w.wide,
+        .pos = ix->pos,
+        .slot = ix->slot,
+        .cos_sin = m->cos_sin,
+        .heads = m->c.n_heads,
+        .kv_heads = m->c.n_kv_heads,
+        .head_dim = m->c.head_dim,
+        .rope_dim = m->c.rope_dim,
+    };
+    return ops->rmsnorm(m->b, m->w.h, m->w.x, l->attn_norm, n, m->c.dim, m->c.norm_eps) ||
+           ops->linear(m->b, m->w.wide, LINEAR_F32, m->w.h, l->qkv, n) ||
+           ops->rope_store(m->b, m->kv, layer, &rope, n);
+}
+
+/* h = attention of the q in wide. */
+static int attend(struct model *m, int layer, const struct indices *ix, int n)
+{
+    struct attend_args args = {
+        .out = m->w.h,
+        .qkv = m->w.wide,
+        .pos = ix->pos,
+        .seq = ix->seq,
+        .page_start = ix->page_start,
+        .pages = ix->page,
+        .heads = m->c.n_heads,
+        .kv_heads = m->c.n_kv_heads,
+        .head_dim = m->c.head_dim,
+        .scale = 1.0f / sqrtf((float)m->c.head_dim),
+    };
+    return m->b->ops->attend(m->b, m->kv, layer, &args, n);
+}
+
+/* x += W_out h, then x += W_down swiglu(W_gate_up norm(x)); h is overwritten. */
+static int finish_layer(struct model *m, const struct layer *l, float *x, void *h, int n)
+{
+    const struct backend_ops *ops = m->b->ops;
+    return ops->linear(m->b, x, LINEAR_ADD, h, l->out, n) ||
+           ops->rmsnorm(m->b, h, x, l->ffn_norm, n, m->c.dim, m->c.norm_eps) ||
+           ops->linear(m->b, m->w.wide, LINEAR_F32, h, l->gate_up, n) ||
+           ops->swiglu(m->b, m->w.ff, m->w.wide, n, m->c.ffn) ||
+           ops->linear(m->b, x, LINEAR_ADD, m->w.ff, l->down, n);
+}
+
+/* The last layer's rest, for the wanted rows only, into the hidden store. */
+static int finish_wanted(struct model *m, const struct batch *b, const struct indices *ix)
+{
+    const struct backend_ops *ops = m->b->ops;
+    const struct layer *last = &m->layers[m->c.n_layers - 1];
+    const float *norm = m->norms + (size_t)(2 * m->c.n_layers) * (size_t)m->c.dim;
+    size_t act = act_size(m->b->act), dim = (size_t)m->c.dim;
+    float *x = m->w.x;
+    void *h = m->w.h;
+    if (b->n_out < b->n) {
+        x = m->w.x_out;
+        h = m->w.h_out;
+        if (ops->copy_rows(m->b, x, NULL, m->w.x, ix->out_row, b->n_out, dim * sizeof(float)) ||
+            ops->copy_rows(m->b, h, NULL, m->w.h, ix->out_row, b->n_out, (size_t)m->q_dim * act))
+            return -1;
+    }
+    return finish_layer(m, last, x, h, b->n_out) ||
+           ops->rmsnorm(m->b, h, x, norm, b->n_out, m->c.dim, m->c.norm_eps) ||
+           ops->copy_rows(m->b, m->w.hidden, ix->out_hidden, h, NULL, b->n_out, dim * act);
+}
+
+static int forward(struct model *m, const struct batch *b)
+{
+    const struct backend_ops *ops = m->b->ops;
+    int last = m->c.n_layers - 1;
+    struct indices ix;
+    if ((b->n_cow > 0 && ops->kv_copy(m->b, m->kv, b->cow_from, b->cow_to, b->n_cow)) ||
+        upload_indices(m, b, &ix) || ops->embed(m->b, m->w.x, m->embed, ix.token, b->n))
+        return -1;
+    for (int layer = 0; layer < last; layer++)
+        if (project_qkv(m, layer, &ix, b->n) || attend(m, layer, &ix, b->n) ||
+            finish_layer(m, &m->layers[layer], m->w.x, m->w.h, b->n))
+            return -1;
+    if (project_qkv(m, last, &ix, b->n))
+        return -1;
+    if (b->n_out == 0) /* a prompt's chunk but the last: only its keys and values matter */
+        return 0;
+    return attend(m, last, &ix, b->n) || finish_wanted(m, b, &ix);
+}
+
+int model_forward(struct model *m, const struct batch *b, struct err *err)
+{
+    check_batch(m, b);
+    return forward(m, b) ? device_failed(m, err) : 0;
+}
+
+/* ---- head ---- */
+
+/* The arrays of model_propose lie back to back in `ask`, in order of their alignment. */
+struct ask {
+    struct propose_draw *draws;
+    struct propose_row *rows;
+    int32_t *hidden;
+};
+
+static struct ask ask_at(char *base, int n_rows, int n_draws)
+{
+    struct ask a;
+    a.draws = (void *)base;
+    a.rows = (void *)(a.draws + n_draws);
+    a.hidden = (void *)(a.rows + n_rows);
+    return a;
+}
+
+/* Rows first .. first + n of dev: their logits, and what is asked of them. */
+static int propose_chunk(struct model *m, const struct ask *dev, const struct prior *priors,
+                         int first, int n, int n_draws)
+{
+    const struct backend_ops *ops = m->b->ops;
+    struct propose_args args = {
+        .logits = m->w.logits,
+        .vocab = m->c.vocab,
+        .priors = priors,
+        .rows = dev->rows + first,
+        .draws = dev->draws,
+        .out = m->w.draw_out,
+        .n_draws = n_draws,
+    };
+    size_t row_bytes = (size_t)m->c.dim * act_size(m->b->act);
+    return ops->copy_rows(m->b, m->w.h_head, NULL, m->w.hidden, dev->hidden + first, n,
+                          row_bytes) ||
+           ops->linear(m->b, m->w.logits, LINEAR_F32, m->w.h_head, m->head, n) ||
+           ops->propose(m->b, &args, n);
+}
+
+static int propose(struct model *m, const int32_t *hidden, const struct propose_row *rows,
+                   int n_rows, const struct propose_draw *draws, int n_draws,
+                   const struct prior *priors, struct propose_out *out)
+{
+    const struct backend_ops *ops = m->b->ops;
+    struct ask host = ask_at(m->ask, n_rows, n_draws), dev = ask_at(m->w.ask, n_rows, n_draws);
+    memcpy(host.draws, draws, (size_t)n_draws * sizeof *draws);
+    memcpy(host.rows, rows, (size_t)n_rows * sizeof *rows);
+    memcpy(host.hidden, hidden, (size_t)n_rows * sizeof *hidden);
+    size_t bytes = (size_t)((char *)(host.hidden + n_rows) - m->ask);
+    if (ops->upload(m->b, m->w.ask, m->ask, bytes))
+        return -1;
+    for (int i = 0; i < n_rows; i += m->chunk) {
+        int n = n_rows - i < m->chunk ? n_rows - i : m->chunk;
+        if (propose_chunk(m, &dev, priors, i, n, n_draws))
+            return -1;
+    }
+    if (ops->download(m->b, out, m->w.draw_out, (size_t)n_draws * sizeof *out))
+        return -1;
+    m->index_in_flight = false; /* download waits for all that was queued */
+    return 0;
+}
+
+int model_propose(struct model *m, const int32_t *hidden, const struct propose_row *rows,
+                  int n_rows, const struct propose_draw *draws, int n_draws,
+                  const struct prior *priors, struct propose_out *out, struct err *err)
+{
+    int most = hidden_rows(&m->o);
+    CHECK(n_rows > 0 && n_rows <= most && n_draws > 0 && n_draws <= most);
+    for (int i = 0; i < n_rows; i++) {
+        CHECK(hidden[i] >= 0 && hidden[i] < most);
+        CHECK(rows[i].first_draw >= 0 && rows[i].first_draw + rows[i].n_draws <= n_draws);
+    }
+    if (propose(m, hidden, rows, n_rows, draws, n_draws, priors, out))
+        return device_failed(m, err);
+    return 0;
+}
