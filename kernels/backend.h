@@ -3,7 +3,8 @@
  * it.
  *
  * Preconditions, common to all operations:
- * - One thread uses a backend: the engine's. Operations are queued in order; only `download` waits.
+ * - One thread uses a backend: the one that opened it, the engine's. Operations are queued in
+ * order; only `download` waits.
  * - "dev" pointers come from `alloc` and are not dereferenced by the host (on the CPU they could
  * be). Everything an operation reads or writes is dev memory, unless its comment says host.
  * - Shapes are row-major, (rows, columns), the last index adjacent. n is the number of rows, n
@@ -152,6 +153,8 @@ struct resample_out {
 };
 
 struct backend_ops {
+    void (*close)(struct backend *); /* for backend_close alone */
+
     /* Memory. alloc zeroes, and may be called at start-up and admission only. upload/download copy
      * between host and dev; upload may return before the copy is done (the source is kept unchanged
      * until the next download); download waits for everything queued. */

@@ -1,0 +1,142 @@
+/* Number helpers of the CPU kernels: vectors of 16 floats (GCC vector extensions, which every
+ * instruction level compiles to what it has), bfloat16, exp. Plain IEEE arithmetic: nothing here
+ * may be compiled with fast-math. */
+#pragma once
+#include <stdint.h>
+#include <string.h>
+
+#define NUM_FN static inline __attribute__((always_inline))
+
+enum { VF = 16 }; /* floats in a vector: one AVX-512 register, and the keys of one KV page */
+
+typedef float vf __attribute__((vector_size(64)));
+typedef int32_t vi __attribute__((vector_size(64)));
+typedef uint32_t vu __attribute__((vector_size(64)));
+typedef uint16_t vh __attribute__((vector_size(32)));
+
+NUM_FN vf vf_set(float x)
+{
+    return (vf){x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x};
+}
+
+/* 16 floats from anywhere; p needs no alignment. */
+NUM_FN vf vf_load(const float *p)
+{
+    vf v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+NUM_FN void vf_store(float *p, vf v)
+{
+    memcpy(p, &v, sizeof v);
+}
+
+/* The first n < 16 floats at p, `fill` in the other lanes. */
+NUM_FN vf vf_load_part(const float *p, int n, float fill)
+{
+    vf v = vf_set(fill);
+    memcpy(&v, p, sizeof(float) * (size_t)n);
+    return v;
+}
+
+NUM_FN void vf_store_part(float *p, vf v, int n)
+{
+    memcpy(p, &v, sizeof(float) * (size_t)n);
+}
+
+/* mask ? a : b by lane; a mask lane is all ones or all zeros, as comparisons give it. */
+NUM_FN vf vf_select(vi mask, vf a, vf b)
+{
+    return (vf)(((vi)a & mask) | ((vi)b & ~mask));
+}
+
+NUM_FN vf vf_max(vf a, vf b)
+{
+    return vf_select(a > b, a, b);
+}
+
+/* Sum and maximum over the lanes, in one fixed order: halves folded onto each other. */
+NUM_FN float vf_sum(vf v)
+{
+    float x[VF];
+    vf_store(x, v);
+    for (int half = VF / 2; half; half /= 2)
+        for (int i = 0; i < half; i++)
+            x[i] += x[i + half];
+    return x[0];
+}
+
+NUM_FN float vf_hmax(vf v)
+{
+    float x[VF];
+    vf_store(x, v);
+    for (int half = VF / 2; half; half /= 2)
+        for (int i = 0; i < half; i++)
+            x[i] = x[i] > x[i + half] ? x[i] : x[i + half];
+    return x[0];
+}
+
+/* e^x with a relative error below 1.2e-7 for x in [-87.33, 88.37]; exactly 0 below, so also for
+ * -inf; +inf above; NaN for NaN. e^x = 2^k e^r with k = round(x / ln 2) and |r| <= ln 2 / 2; ln 2
+ * is split in two so that k ln 2 is exact enough (Cody and Waite 1980). */
+NUM_FN vf vf_exp(vf x)
+{
+    const float log2e = 0x1.715476p+0f, ln2_hi = 0x1.62e4p-1f, ln2_lo = 0x1.7f7d1cp-20f;
+    const float round_bias = 0x1.8p23f; /* adding it leaves the nearest integer in the low bits */
+    vf biased = x * log2e + round_bias;
+    vf k = biased - round_bias;
+    vf r = (x - k * ln2_hi) - k * ln2_lo;
+    vf p = vf_set(0x1.6c16c2p-10f); /* Taylor to degree 6: the remainder is 3e-8 at |r| = 0.347 */
+    p = p * r + 0x1.111112p-7f;
+    p = p * r + 0x1.555556p-5f;
+    p = p * r + 0x1.555556p-3f;
+    p = p * r + 0x1p-1f;
+    p = p * r + 1.0f;
+    p = p * r + 1.0f;
+    vi scale = ((vi)biased + 127) << 23; /* the bias' own bits fall off the top */
+    vf y = p * (vf)scale;
+    y = vf_select(x < vf_set(-87.33654f), vf_set(0.0f), y);
+    return vf_select(x > vf_set(88.37626f), vf_set(__builtin_inff()), y);
+}
+
+typedef uint16_t bf16; /* the upper half of a float */
+
+NUM_FN float bf16_to_float(bf16 h)
+{
+    uint32_t u = (uint32_t)h << 16;
+    float f;
+    memcpy(&f, &u, sizeof f);
+    return f;
+}
+
+/* Round to nearest, ties to even; NaN stays NaN. */
+NUM_FN bf16 bf16_from_float(float f)
+{
+    uint32_t u;
+    memcpy(&u, &f, sizeof u);
+    if (f != f)
+        return (bf16)(u >> 16 | 0x40);
+    return (bf16)((u + 0x7fff + (u >> 16 & 1)) >> 16);
+}
+
+/* The same in every lane; the result is in the low halves. */
+NUM_FN vu vf_round_bf16(vf v)
+{
+    vu u = (vu)v;
+    vu rounded = (u + 0x7fff + (u >> 16 & 1)) >> 16;
+    vu nan = (vu)(v != v);
+    return (rounded & ~nan) | ((u >> 16 | 0x40) & nan);
+}
+
+NUM_FN void vf_store_bf16(bf16 *p, vf v)
+{
+    vh h = __builtin_convertvector(vf_round_bf16(v), vh);
+    memcpy(p, &h, sizeof h);
+}
+
+NUM_FN void vf_store_bf16_part(bf16 *p, vf v, int n)
+{
+    vh h = __builtin_convertvector(vf_round_bf16(v), vh);
+    memcpy(p, &h, sizeof(bf16) * (size_t)n);
+}
