@@ -84,6 +84,6 @@ struct engine_stats {
     double op_seconds[OP_COUNT];
     uint64_t op_calls[OP_COUNT];
     int jobs_running, jobs_waiting, particles;
-    int kv_pages_total, kv_pages_used, kv_pages_shared;
+    int kv_pages_total, kv_pages_used, kv_pages_shared, kv_pages_peak;
 };
 void engine_stats(const struct engine *, struct engine_stats *out);

@@ -1,0 +1,668 @@
+/* The engine's thread, its inbox, and what others may ask of it. See engine.h, machine.h and run.h.
+ */
+#include "engine.h"
+
+#include <dirent.h>
+#include <pthread.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "run.h"
+
+enum {
+    DEFAULT_CONTEXT = 8192,
+    KV_BYTES_PLANNED = 448 << 20, /* what a KV cache gets when nobody says */
+};
+
+struct engine {
+    struct engine_opts opts;
+    char path[512], alias[128];
+    struct machine m;     /* the thread's own, but for info once ready */
+    struct run **running; /* (MAX_RUNS) */
+    int n_running, turn;
+    struct run *waiting, **waiting_end;
+    pthread_t thread;
+
+    pthread_mutex_t mutex;  /* guards what follows */
+    pthread_cond_t wake;    /* inbox, stop */
+    pthread_cond_t changed; /* state */
+    enum engine_state state;
+    struct err failure;
+    bool stop, started;
+    struct run *inbox, **inbox_end;
+    int n_waiting, n_jobs;
+    struct ticket *tickets;
+    uint64_t last_handle;
+    uint64_t refused;
+    struct engine_stats stats;
+};
+
+/* ---- opening
+ * ------------------------------------------------------------------------------------------- */
+
+static bool is_gguf_name(const char *name)
+{
+    size_t n = strlen(name);
+    return n > 5 && strcmp(name + n - 5, ".gguf") == 0;
+}
+
+/* The file itself, or the one .gguf in a folder. */
+static int find_model(struct engine *e, struct err *err)
+{
+    struct stat st;
+    const char *path = e->opts.model_path;
+    if (!path || !*path)
+        return err_set(err, ERR_FILE, "no model given");
+    if (stat(path, &st) != 0)
+        return err_set(err, ERR_FILE, "%s: no such file", path);
+    snprintf(e->path, sizeof e->path, "%s", path);
+    if (!S_ISDIR(st.st_mode))
+        return 0;
+    int found = 0;
+    DIR *dir = opendir(path);
+    for (struct dirent *d; dir && (d = readdir(dir));)
+        if (is_gguf_name(d->d_name) && found++ == 0)
+            snprintf(e->path, sizeof e->path, "%s/%s", path, d->d_name);
+    if (dir)
+        closedir(dir);
+    return found == 1 ? 0
+                      : err_set(err, ERR_FILE, "%s: holds %d .gguf files, not one", path, found);
+}
+
+static size_t physical_memory(void)
+{
+    long pages = sysconf(_SC_PHYS_PAGES), size = sysconf(_SC_PAGESIZE);
+    return pages > 0 && size > 0 ? (size_t)pages * (size_t)size : (size_t)1 << 32;
+}
+
+/* How many KV pages: what was asked for, else a fixed sum (or two whole contexts if they need
+ * more), at most half of what the machine has. */
+static int plan_kv(const struct engine *e, const struct model_config *c, enum act_type act,
+                   int context)
+{
+    size_t page =
+        2 * (size_t)c->n_layers * (size_t)(c->n_kv_heads * c->head_dim) * act_size(act) * KV_PAGE;
+    size_t bytes = e->opts.kv_bytes, whole = 2 * (size_t)kv_pages_for(context) * page;
+    if (bytes == 0) {
+        bytes = whole > KV_BYTES_PLANNED ? whole : KV_BYTES_PLANNED;
+        bytes = bytes < physical_memory() / 2 ? bytes : physical_memory() / 2;
+    }
+    size_t n = bytes / page, most = (size_t)e->opts.max_particles * (size_t)kv_pages_for(context);
+    n = n < most ? n : most;
+    return n > 0 ? (int)n : 1;
+}
+
+static void *zeroed(size_t n, size_t size)
+{
+    void *p = calloc(n ? n : 1, size);
+    CHECK(p && "out of memory");
+    return p;
+}
+
+static int open_scratch(struct machine *m, struct err *err)
+{
+    int rows = m->info.batch_rows, draws = rows + m->max_particles;
+    if (batch_open(&m->batch, rows, rows * kv_pages_for(m->info.context), err) != 0)
+        return -1;
+    m->want = zeroed((size_t)rows, sizeof *m->want);
+    m->collected = zeroed((size_t)rows, sizeof *m->collected);
+    m->rows = zeroed((size_t)rows, sizeof *m->rows);
+    m->draws = zeroed((size_t)draws, sizeof *m->draws);
+    m->out = zeroed((size_t)draws, sizeof *m->out);
+    m->slots = zeroed((size_t)rows, sizeof *m->slots);
+    m->hidden_free = zeroed((size_t)m->max_particles, sizeof *m->hidden_free);
+    for (int i = 0; i < m->max_particles; i++)
+        m->hidden_free[i] = m->max_particles - 1 - i;
+    m->n_hidden_free = m->max_particles;
+    return 0;
+}
+
+static void close_machine(struct machine *m)
+{
+    if (m->priors)
+        m->backend->ops->release(m->backend, m->priors);
+    model_close(m->model);
+    kv_close(m->pool);
+    tokenizer_close(m->tokenizer);
+    backend_close(m->backend);
+    gguf_close(m->gguf);
+    batch_close(&m->batch);
+    free(m->want);
+    free(m->collected);
+    free(m->rows);
+    free(m->draws);
+    free(m->out);
+    free(m->slots);
+    free(m->hidden_free);
+    buf_free(&m->text);
+    buf_free(&m->bytes);
+    free(m->tokens.ids);
+}
+
+static void say(const struct engine *e, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+static void say(const struct engine *e, const char *fmt, ...)
+{
+    char line[512];
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(line, sizeof line, fmt, ap);
+    va_end(ap);
+    if (e->opts.log)
+        e->opts.log(line);
+}
+
+static void say_plan(const struct engine *e)
+{
+    const struct engine_info *i = &e->m.info;
+    const double mb = 1024 * 1024;
+    say(e, "model %s: %.1f M parameters, context %d, on %s", i->model,
+        (double)i->config.parameters / 1e6, i->context, i->device);
+    say(e,
+        "memory planned: %.0f MiB = weights %.0f + KV cache %.0f (%d pages of %d tokens) + "
+        "activations %.0f",
+        (double)i->memory.total / mb, (double)i->memory.weights / mb, (double)i->memory.kv / mb,
+        i->n_pages, KV_PAGE, (double)i->memory.activations / mb);
+}
+
+/* Load everything, on the engine's thread, which from then on is the only one to touch it. */
+static int load(struct engine *e, struct err *err)
+{
+    struct machine *m = &e->m;
+    struct engine_info *info = &m->info;
+    char why[256];
+    double begun = seconds_now();
+    if (backend_open(&m->backend, &e->opts.backend, why, sizeof why) != 0)
+        return err_set(err, ERR_INTERNAL, "%s", why);
+    if (tokenizer_open(&m->tokenizer, m->gguf, info->config.vocab, err) != 0)
+        return -1;
+    int context = e->opts.context ? e->opts.context : DEFAULT_CONTEXT;
+    info->context = context < info->config.context ? context : info->config.context;
+    info->n_pages = plan_kv(e, &info->config, m->backend->act, info->context);
+    info->batch_rows = e->opts.batch_rows;
+    info->limits = e->opts.limits;
+    info->tokenizer = m->tokenizer;
+    m->max_particles = e->opts.max_particles;
+    snprintf(info->device, sizeof info->device, "%s: %s", m->backend->name, m->backend->device);
+    gguf_fingerprint(m->gguf, info->fingerprint);
+    struct model_opts mo = {.max_rows = info->batch_rows,
+                            .max_hidden = m->max_particles,
+                            .n_pages = info->n_pages,
+                            .context = info->context};
+    model_memory(&info->config, m->backend->act, m->gguf, &mo, &info->memory);
+    say_plan(e);
+    if (model_open(&m->model, m->backend, m->gguf, &info->config, &mo, err) != 0 ||
+        kv_open(&m->pool, info->n_pages, err) != 0 || open_scratch(m, err) != 0)
+        return -1;
+    void *priors;
+    if (m->backend->ops->alloc(m->backend, &priors, MAX_RUNS * sizeof *m->priors) != 0)
+        return err_set(err, ERR_INTERNAL, "%s", m->backend->why);
+    m->priors = priors;
+    info->load_seconds = seconds_now() - begun;
+    info->loaded_unix = (int64_t)time(NULL);
+    return 0;
+}
+
+static void set_state(struct engine *e, enum engine_state state, const struct err *why)
+{
+    pthread_mutex_lock(&e->mutex);
+    if (why)
+        e->failure = *why;
+    if (e->state != ENGINE_FAILED && !(e->state == ENGINE_DRAINING && state == ENGINE_READY))
+        e->state = state;
+    pthread_cond_broadcast(&e->changed);
+    pthread_mutex_unlock(&e->mutex);
+}
+
+/* ---- running
+ * ------------------------------------------------------------------------------------------- */
+
+/* End a run: its ticket goes, its sink is closed, its job is freed. */
+static void end_run(struct engine *e, struct run *r)
+{
+    struct ticket *t = r->ticket;
+    bool cancelled = atomic_load(&t->cancelled) || r->failed_sink;
+    if (cancelled)
+        e->m.stats.jobs_cancelled++;
+    else
+        e->m.stats.jobs_done++;
+    run_close(r);
+    pthread_mutex_lock(&e->mutex);
+    struct ticket **at = &e->tickets;
+    while (*at != t)
+        at = &(*at)->next;
+    *at = t->next;
+    e->n_jobs--;
+    pthread_mutex_unlock(&e->mutex);
+    free(t);
+}
+
+static bool is_cancelled(const struct run *r)
+{
+    return r->failed_sink || atomic_load(&r->ticket->cancelled);
+}
+
+static void drop_cancelled(struct engine *e)
+{
+    for (struct run **at = &e->waiting; *at;) {
+        struct run *r = *at;
+        if (!is_cancelled(r)) {
+            at = &r->next;
+            continue;
+        }
+        *at = r->next;
+        end_run(e, r);
+    }
+    e->waiting_end = &e->waiting;
+    while (*e->waiting_end)
+        e->waiting_end = &(*e->waiting_end)->next;
+}
+
+static void fail_run(struct run *r, const struct err *err)
+{
+    r->m->stats.jobs_failed++;
+    run_fail(r, err);
+}
+
+/* First come, first served: a large job at the head of the line is not overtaken. Returns -1 when
+ * the device failed. */
+static int admit(struct engine *e, struct err *err)
+{
+    while (e->waiting && e->n_running < MAX_RUNS && run_fits(e->waiting)) {
+        struct run *r = e->waiting;
+        e->waiting = r->next;
+        if (!e->waiting)
+            e->waiting_end = &e->waiting;
+        e->running[e->n_running++] = r;
+        if (run_admit(r, err) != 0) {
+            if (err->code == ERR_INTERNAL)
+                return -1;
+            fail_run(r, err);
+        }
+    }
+    return 0;
+}
+
+/* Share the row budget: each run its part, in turn; then what is left, to whoever has more. */
+static void collect(struct engine *e)
+{
+    struct machine *m = &e->m;
+    int left = m->batch.max_rows;
+    m->step++;
+    m->n_collected = 0;
+    batch_reset(&m->batch);
+    for (int pass = 0; pass < 2 && left > 0; pass++) {
+        int share = pass == 0 ? left / e->n_running : left;
+        share = share > 0 ? share : 1;
+        for (int i = 0; i < e->n_running && left > 0; i++) {
+            struct run *r = e->running[(e->turn + i) % e->n_running];
+            left -= run_collect(r, share < left ? share : left);
+        }
+    }
+    e->turn = (e->turn + 1) % e->n_running;
+}
+
+static int advance(struct engine *e, struct err *err)
+{
+    for (int i = 0; i < e->n_running; i++) {
+        struct run *r = e->running[i];
+        if (r->outstanding > 0 || r->phase == RUN_ENDED || is_cancelled(r))
+            continue;
+        if (run_advance(r, err) != 0) {
+            if (err->code == ERR_INTERNAL)
+                return -1;
+            fail_run(r, err);
+        }
+    }
+    return 0;
+}
+
+static void end_ended(struct engine *e)
+{
+    for (int i = 0; i < e->n_running;) {
+        struct run *r = e->running[i];
+        if (r->phase != RUN_ENDED && !is_cancelled(r)) {
+            i++;
+            continue;
+        }
+        memmove(e->running + i, e->running + i + 1,
+                (size_t)(--e->n_running - i) * sizeof *e->running);
+        end_run(e, r);
+    }
+}
+
+static double forward_seconds(const struct backend *b)
+{
+    double s = 0;
+    for (int op = 0; op < OP_COUNT; op++)
+        if (op != OP_KV_COPY && op != OP_PROPOSE && op != OP_RESAMPLE)
+            s += b->seconds[op];
+    return s;
+}
+
+static void publish(struct engine *e)
+{
+    struct machine *m = &e->m;
+    struct engine_stats *s = &m->stats;
+    memcpy(s->op_seconds, m->backend->seconds, sizeof s->op_seconds);
+    memcpy(s->op_calls, m->backend->calls, sizeof s->op_calls);
+    s->jobs_running = e->n_running;
+    s->particles = m->particles;
+    s->kv_pages_total = kv_pages_total(m->pool);
+    s->kv_pages_used = kv_pages_total(m->pool) - kv_pages_free(m->pool);
+    s->kv_pages_shared = kv_pages_shared(m->pool);
+    if (s->kv_pages_used > s->kv_pages_peak)
+        s->kv_pages_peak = s->kv_pages_used;
+    pthread_mutex_lock(&e->mutex);
+    e->stats = *s;
+    pthread_mutex_unlock(&e->mutex);
+}
+
+#ifndef NDEBUG
+/* Every page table that exists agrees with the pool's counts. */
+static void check_kv(const struct engine *e)
+{
+    int n = 0, cap = 0;
+    for (int i = 0; i < e->n_running; i++)
+        cap += e->running[i]->k + e->running[i]->n_branches + e->running[i]->job->n_potentials + 1;
+    const struct kv_seq **all = zeroed((size_t)cap, sizeof *all);
+    for (int i = 0; i < e->n_running; i++) {
+        const struct run *r = e->running[i];
+        all[n++] = &r->root_kv;
+        for (int k = 0; k < r->k; k++)
+            all[n++] = &r->kv[k];
+        for (int k = 0; k < r->n_branches; k++)
+            all[n++] = &r->phi.branch[k].kv;
+        for (int k = 0; k < r->job->n_potentials; k++)
+            all[n++] = &r->phi.donor[k].kv;
+    }
+    kv_check(e->m.pool, all, n);
+    free(all);
+}
+#endif
+
+/* One step of all runs. -1: the device failed. */
+static int step(struct engine *e, struct err *err)
+{
+    struct machine *m = &e->m;
+    double begun = seconds_now(), forward = forward_seconds(m->backend);
+    collect(e);
+    if (step_run(m, err) != 0 || advance(e, err) != 0)
+        return -1;
+#ifndef NDEBUG
+    check_kv(e);
+#endif
+    end_ended(e);
+    forward = forward_seconds(m->backend) - forward;
+    m->stats.forward_seconds += forward;
+    m->stats.smc_seconds += seconds_now() - begun - forward;
+    return 0;
+}
+
+/* New jobs from the inbox; sleep when there is nothing to do. False: stop. */
+static bool take_jobs(struct engine *e)
+{
+    double begun = seconds_now();
+    pthread_mutex_lock(&e->mutex);
+    while (!e->stop && !e->inbox && !e->waiting && e->n_running == 0)
+        pthread_cond_wait(&e->wake, &e->mutex);
+    struct run *fresh = e->inbox;
+    e->inbox = NULL;
+    e->inbox_end = &e->inbox;
+    bool stop = e->stop;
+    pthread_mutex_unlock(&e->mutex);
+    e->m.stats.idle_seconds += seconds_now() - begun;
+    *e->waiting_end = fresh;
+    for (; *e->waiting_end; e->waiting_end = &(*e->waiting_end)->next)
+        run_say_start(*e->waiting_end);
+    return !stop;
+}
+
+static void count_waiting(struct engine *e)
+{
+    int n = 0;
+    for (const struct run *r = e->waiting; r; r = r->next)
+        n++;
+    e->m.stats.jobs_waiting = n;
+    pthread_mutex_lock(&e->mutex);
+    for (const struct run *r = e->inbox; r; r = r->next)
+        n++;
+    e->n_waiting = n;
+    pthread_mutex_unlock(&e->mutex);
+}
+
+/* The end of all jobs, with an error event if there is a reason to give. */
+static void end_all(struct engine *e, const struct err *why)
+{
+    pthread_mutex_lock(&e->mutex);
+    *e->waiting_end = e->inbox;
+    e->inbox = NULL;
+    e->inbox_end = &e->inbox;
+    pthread_mutex_unlock(&e->mutex);
+    while (e->waiting) {
+        struct run *r = e->waiting;
+        e->waiting = r->next;
+        if (why)
+            fail_run(r, why);
+        end_run(e, r);
+    }
+    e->waiting_end = &e->waiting;
+    while (e->n_running) {
+        struct run *r = e->running[--e->n_running];
+        if (why)
+            fail_run(r, why);
+        end_run(e, r);
+    }
+}
+
+static void *engine_main(void *arg)
+{
+    struct engine *e = arg;
+    struct err err;
+    if (load(e, &err) != 0) {
+        set_state(e, ENGINE_FAILED, &err);
+        end_all(e, &err);
+        return NULL;
+    }
+    set_state(e, ENGINE_READY, NULL);
+    while (take_jobs(e)) {
+        drop_cancelled(e);
+        if (admit(e, &err) != 0 || (e->n_running > 0 && step(e, &err) != 0)) {
+            say(e, "device failure: %s", err.msg);
+            set_state(e, ENGINE_FAILED, &err);
+            end_all(e, &err);
+            return NULL;
+        }
+        count_waiting(e);
+        publish(e);
+    }
+    end_all(e, NULL);
+    return NULL;
+}
+
+/* ---- what others may ask
+ * ----------------------------------------------------------------------------------- */
+
+static int open_file(struct engine *e, struct err *err)
+{
+    struct engine_info *info = &e->m.info;
+    if (find_model(e, err) != 0 || gguf_open(&e->m.gguf, e->path, err) != 0 ||
+        model_config_read(&info->config, e->m.gguf, e->path, err) != 0)
+        return -1;
+    snprintf(info->path, sizeof info->path, "%s", e->path);
+    snprintf(info->model, sizeof info->model, "%s", *e->alias ? e->alias : info->config.name);
+    return 0;
+}
+
+int engine_open(struct engine **out, const struct engine_opts *opts, struct err *err)
+{
+    struct engine *e = zeroed(1, sizeof *e);
+    e->opts = *opts;
+    snprintf(e->alias, sizeof e->alias, "%s", opts->alias ? opts->alias : "");
+    e->running = zeroed(MAX_RUNS, sizeof *e->running);
+    e->inbox_end = &e->inbox;
+    e->waiting_end = &e->waiting;
+    pthread_mutex_init(&e->mutex, NULL);
+    pthread_cond_init(&e->wake, NULL);
+    pthread_cond_init(&e->changed, NULL);
+    if (open_file(e, err) != 0) {
+        engine_close(e);
+        return -1;
+    }
+    if (pthread_create(&e->thread, NULL, engine_main, e) != 0) {
+        engine_close(e);
+        return err_set(err, ERR_INTERNAL, "cannot start the engine's thread");
+    }
+    e->started = true;
+    *out = e;
+    return 0;
+}
+
+void engine_close(struct engine *e)
+{
+    if (!e)
+        return;
+    if (e->started) {
+        pthread_mutex_lock(&e->mutex);
+        e->stop = true;
+        for (struct ticket *t = e->tickets; t; t = t->next)
+            atomic_store(&t->cancelled, true);
+        pthread_cond_signal(&e->wake);
+        pthread_mutex_unlock(&e->mutex);
+        pthread_join(e->thread, NULL);
+    }
+    close_machine(&e->m);
+    pthread_cond_destroy(&e->changed);
+    pthread_cond_destroy(&e->wake);
+    pthread_mutex_destroy(&e->mutex);
+    free(e->running);
+    free(e);
+}
+
+static enum engine_state locked_state(const struct engine *e)
+{
+    pthread_mutex_t *mutex = (pthread_mutex_t *)&e->mutex;
+    pthread_mutex_lock(mutex);
+    enum engine_state s = e->state;
+    pthread_mutex_unlock(mutex);
+    return s;
+}
+
+enum engine_state engine_state(const struct engine *e)
+{
+    return locked_state(e);
+}
+
+int engine_wait_ready(struct engine *e, struct err *err)
+{
+    pthread_mutex_lock(&e->mutex);
+    while (e->state == ENGINE_LOADING)
+        pthread_cond_wait(&e->changed, &e->mutex);
+    int rc = e->state == ENGINE_FAILED ? -1 : 0;
+    if (rc != 0)
+        *err = e->failure;
+    pthread_mutex_unlock(&e->mutex);
+    return rc;
+}
+
+const struct engine_info *engine_info(const struct engine *e)
+{
+    enum engine_state s = locked_state(e);
+    return s == ENGINE_READY || s == ENGINE_DRAINING ? &e->m.info : NULL;
+}
+
+static int refuse(struct engine *e, struct err *err)
+{
+    if (e->state == ENGINE_LOADING)
+        return err_set(err, ERR_UNAVAILABLE, "the model is loading");
+    if (e->state == ENGINE_DRAINING)
+        return err_set(err, ERR_UNAVAILABLE, "the server is shutting down");
+    if (e->state == ENGINE_FAILED)
+        return err_set(err, ERR_UNAVAILABLE, "the device has failed");
+    if (e->n_waiting >= e->opts.max_queue)
+        return err_set(err, ERR_BUSY, "%d requests are waiting already", e->n_waiting);
+    return 0;
+}
+
+/* Whether a job could be taken now; counted if not. */
+static int check_open(struct engine *e, struct err *err)
+{
+    pthread_mutex_lock(&e->mutex);
+    int rc = refuse(e, err);
+    e->refused += rc != 0;
+    pthread_mutex_unlock(&e->mutex);
+    return rc;
+}
+
+/* From the moment the mutex is let go the run, its ticket and its job are the engine's, and may be
+ * gone. */
+static int enqueue(struct engine *e, struct run *r, struct ticket *t, uint64_t *handle,
+                   struct err *err)
+{
+    pthread_mutex_lock(&e->mutex);
+    int rc = refuse(e, err);
+    if (rc == 0) {
+        r->ticket = t;
+        *handle = ++e->last_handle;
+        *t = (struct ticket){.handle = *handle, .next = e->tickets};
+        e->tickets = t;
+        *e->inbox_end = r;
+        e->inbox_end = &r->next;
+        e->n_waiting++;
+        e->n_jobs++;
+        pthread_cond_signal(&e->wake);
+    }
+    e->refused += rc != 0;
+    pthread_mutex_unlock(&e->mutex);
+    return rc;
+}
+
+int engine_submit(struct engine *e, struct job *job, struct sink sink, uint64_t *handle,
+                  struct err *err)
+{
+    struct run *r;
+    if (check_open(e, err) != 0 || run_open(&r, &e->m, job, sink, err) != 0)
+        return -1;
+    struct ticket *t = zeroed(1, sizeof *t);
+    if (enqueue(e, r, t, handle, err) == 0)
+        return 0;
+    free(t);
+    return -1;
+}
+
+void engine_cancel(struct engine *e, uint64_t handle)
+{
+    pthread_mutex_lock(&e->mutex);
+    for (struct ticket *t = e->tickets; t; t = t->next)
+        if (t->handle == handle)
+            atomic_store(&t->cancelled, true);
+    pthread_mutex_unlock(&e->mutex);
+}
+
+void engine_drain(struct engine *e)
+{
+    set_state(e, ENGINE_DRAINING, NULL);
+}
+
+int engine_jobs(const struct engine *e)
+{
+    pthread_mutex_t *mutex = (pthread_mutex_t *)&e->mutex;
+    pthread_mutex_lock(mutex);
+    int n = e->n_jobs;
+    pthread_mutex_unlock(mutex);
+    return n;
+}
+
+void engine_stats(const struct engine *e, struct engine_stats *out)
+{
+    pthread_mutex_t *mutex = (pthread_mutex_t *)&e->mutex;
+    pthread_mutex_lock(mutex);
+    *out = e->stats;
+    out->jobs_refused = e->refused;
+    out->jobs_waiting = e->n_waiting;
+    pthread_mutex_unlock(mutex);
+}

@@ -1,0 +1,112 @@
+/* What the engine's thread owns: the device, the model, the KV pool, and one step of work over
+ * them. Internal to the engine (engine.c, run.c, phi.c, step.c).
+ *
+ * Everything is rows. A sequence owes rows for its tokens that are not in the cache yet; a row may
+ * want the log p of the token that follows it (forced), or a draw of the next one. A step collects
+ * owed rows of all runs up to a budget, runs one forward, proposes for the rows that want
+ * something, and delivers. Who owes what is decided by run.c. */
+#pragma once
+#include <limits.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "buf.h"
+#include "engine.h"
+#include "kv.h"
+#include "model.h"
+#include "tokenizer.h"
+
+struct run;
+
+/* A text in progress: its tokens, and how many of them the cache holds (kv->n_tokens). Cached
+ * tokens can be given up at any time: they are computed again, to the same bits, when rows are next
+ * owed. */
+struct seq {
+    struct kv_seq *kv;
+    const struct seq *base; /* who can give the first n_base cached tokens again; NULL: nobody */
+    int n_base;
+    const int32_t *head; /* (n_head) borrowed tokens at the start: the prompt */
+    int n_head;
+    int32_t *own; /* (cap) the tokens after them */
+    int n_own, cap;
+    int target;       /* rows are owed for positions kv->n_tokens .. target-1 */
+    int logp_from;    /* tokens from this position on want their log p; INT_MAX: none */
+    double logp_sum;  /* of those delivered since it was last set to 0 */
+    double *logp;     /* (cap) each own token's log p as delivered, or NULL */
+    int fan_out;      /* draws wanted of the row that predicts the first unknown token; 0: none */
+    int particle;     /* whose random stream draws: particle .. particle+fan_out-1 */
+    int32_t hidden;   /* kept row of the hidden store for the drawing row; -1: none */
+    bool own_context; /* a judge's text: min_tokens does not apply */
+    bool done;        /* owes nothing in the present phase */
+    uint64_t in_step; /* the last step that computed rows of it */
+};
+
+static inline int seq_len(const struct seq *s)
+{
+    return s->n_head + s->n_own;
+}
+
+static inline int32_t seq_token(const struct seq *s, int pos)
+{
+    return pos < s->n_head ? s->head[pos] : s->own[pos - s->n_head];
+}
+
+/* A row that wants something. */
+struct want {
+    struct run *run;
+    struct seq *seq;
+    int pos;
+};
+
+struct collected {
+    struct run *run;
+    struct seq *seq;
+};
+
+struct machine {
+    struct backend *backend;
+    struct gguf *gguf;
+    struct model *model;
+    struct kv_pool *pool;
+    struct tokenizer *tokenizer;
+    struct engine_info info;
+
+    struct prior *priors; /* dev (MAX_RUNS) one for each run */
+    bool prior_used[256];
+    int32_t *hidden_free; /* (max_particles) free rows of the hidden store, counted from 0 */
+    int n_hidden_free;
+    int kv_reserved; /* pages promised to running jobs */
+    int particles, max_particles;
+
+    /* the step being built; sized once */
+    uint64_t step;
+    struct batch batch;
+    struct want *want;           /* (batch.max_rows) parallel to batch.out_row */
+    struct collected *collected; /* (batch.max_rows) */
+    int n_collected;
+    struct propose_row *rows;   /* (max_rows) */
+    struct propose_draw *draws; /* (max_rows + max_particles) */
+    struct propose_out *out;    /* (max_rows + max_particles) */
+    int32_t *slots;             /* (max_rows) */
+
+    struct buf text, bytes;    /* scratch */
+    struct tokens tokens;      /* scratch */
+    struct engine_stats stats; /* the engine copies it out after each step */
+};
+enum { MAX_RUNS = 256 };
+
+/* Add up to budget rows that seq owes. Returns the number added; 0 when no pages are left for it.
+ */
+int step_add(struct machine *, struct run *, struct seq *, int budget);
+
+/* Run what was added: forward, propose, deliver. Nothing added: nothing done. -1: the device
+ * failed. */
+int step_run(struct machine *, struct err *err);
+
+/* Draw again, outside of a forward: n draws, each from the kept hidden row of a sequence. Results
+ * in m->out, in order. draws[i] is the particle that draws; rows come sorted so that equal ones are
+ * adjacent. */
+int step_redraw(struct machine *, struct run *, const struct seq *const *parent,
+                const int *particle, int n, struct err *err);
+
+double seconds_now(void); /* monotonic */

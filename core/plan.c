@@ -1,0 +1,414 @@
+/* What a job will need, its admission, and how its rows are collected under its page quota. */
+#include "run.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "potential.h"
+
+enum { MAX_BRANCHES = 64 };
+
+/* ---- the plan
+ * -------------------------------------------------------------------------------------- */
+
+static int longest_own(const struct job *j)
+{
+    int n = 0;
+    for (int i = 0; i < j->n_segments; i++)
+        n += j->segments[i].type == SEGMENT_SAMPLE ? j->segments[i].max_tokens
+                                                   : j->segments[i].ids.n;
+    for (int i = 0; i < j->n_completions; i++)
+        n = j->completions[i].n > n ? j->completions[i].n : n;
+    return n;
+}
+
+/* Tokens of a judge's template with an empty text: what its filled-in texts are at least. */
+static int donor_length(struct run *r, const struct potential *p, struct err *err)
+{
+    struct buf text = {0};
+    struct tokens ids = {0};
+    const struct job *j = r->job;
+    judge_fill(&text, p, j->prompt, j->prompt_len, "", 0);
+    int flags = TOKENIZE_START | (j->special ? TOKENIZE_SPECIAL : 0);
+    int rc =
+        tokenizer_encode(r->m->tokenizer, text.data ? text.data : "", text.len, flags, &ids, err);
+    buf_free(&text);
+    free(ids.ids);
+    return rc == 0 ? ids.n : -1;
+}
+
+static int plan_branches(struct run *r, struct err *err)
+{
+    const struct job *j = r->job;
+    r->donor_len = ARENA_NEW(&r->job->arena, int, j->n_potentials + 1);
+    for (int i = 0; i < j->n_potentials; i++) {
+        const struct potential *p = &j->potentials[i];
+        if (!potential_needs_model(p))
+            continue;
+        int len = r->n_prompt + r->cap;
+        if (p->type == POTENTIAL_CONTINUATION) {
+            len += p->continuation.n;
+        } else {
+            r->donor_len[i] = donor_length(r, p, err);
+            if (r->donor_len[i] < 0)
+                return -1;
+            /* the text is tokenised anew: as a rule to about as many tokens as it was drawn in */
+            len = r->donor_len[i] + 2 * r->cap + judge_longest_answer(p) + 16;
+        }
+        len = len < r->m->info.context ? len : r->m->info.context;
+        r->branch_cap = len > r->branch_cap ? len : r->branch_cap;
+        r->n_branches = r->k < MAX_BRANCHES ? r->k : MAX_BRANCHES;
+    }
+    return 0;
+}
+
+/* Pages: all of it if that fits, else a share that lets the population go through in parts. */
+static int plan_pages(struct run *r, struct err *err)
+{
+    const struct job *j = r->job;
+    int total = r->m->info.n_pages, root = r->n_prompt, branch = 0;
+    for (int i = 0; i < r->lead; i++)
+        root += j->segments[i].ids.n;
+    r->root_pages = kv_pages_for(root);
+    for (int i = 0; i < j->n_potentials; i++)
+        r->root_pages += kv_pages_for(r->donor_len[i]);
+    r->particle_pages = kv_pages_for(r->n_prompt + r->cap) - r->n_prompt / KV_PAGE + 1;
+    if (r->n_branches)
+        branch = kv_pages_for(r->branch_cap) + 1;
+    int64_t all =
+        r->root_pages + (int64_t)r->k * r->particle_pages + (int64_t)r->n_branches * branch;
+    int least = r->root_pages + (2 * r->particle_pages > branch ? 2 * r->particle_pages : branch);
+    int share = 3 * (total / 4) > least ? 3 * (total / 4) : least;
+    if (least > total)
+        return err_field(err, j->kind == JOB_SAMPLE ? "max_tokens" : "completions",
+                         "this needs %d KV pages of %d tokens at the least, the server has %d",
+                         least, KV_PAGE, total);
+    r->quota = all < share ? (int)all : share;
+    r->cohort_size = r->k;
+    if (r->quota < all && !r->coupled)
+        r->cohort_size = (r->quota - r->root_pages) / r->particle_pages;
+    return 0;
+}
+
+/* Do weights change before the end, so that the population must step as one? */
+static bool is_coupled(const struct run *r)
+{
+    const struct job *j = r->job;
+    if (j->kind == JOB_SCORE)
+        return false;
+    if (j->twist.type != TWIST_NONE || j->ess_threshold >= 1)
+        return true;
+    for (int i = r->lead; i < j->n_segments; i++)
+        if (j->segments[i].type == SEGMENT_OBSERVE)
+            return true;
+    return false;
+}
+
+static int plan(struct run *r, struct err *err)
+{
+    const struct job *j = r->job;
+    r->k = j->kind == JOB_SCORE ? j->n_completions : j->particles;
+    r->n_prompt = j->prompt_ids.n;
+    r->cap = longest_own(j);
+    while (r->lead < j->n_segments && j->segments[r->lead].type != SEGMENT_SAMPLE)
+        r->lead++;
+    for (int i = 0; i < j->n_segments; i++)
+        r->n_holes += j->segments[i].type == SEGMENT_SAMPLE;
+    r->coupled = is_coupled(r);
+    r->adapted = j->kind == JOB_SAMPLE && j->twist.type == TWIST_FACTOR && !j->base_proposal;
+    if (r->n_prompt + r->cap > r->m->info.context)
+        return err_field(err, j->kind == JOB_SAMPLE ? "max_tokens" : "completions",
+                         "the prompt's %d tokens and %d more exceed the context of %d", r->n_prompt,
+                         r->cap, r->m->info.context);
+    if (r->k > r->m->max_particles)
+        return err_field(err, j->kind == JOB_SAMPLE ? "particles" : "completions",
+                         "%d exceeds the %d particles this server runs at once", r->k,
+                         r->m->max_particles);
+    return plan_branches(r, err) != 0 ? -1 : plan_pages(r, err);
+}
+
+int run_open(struct run **out, struct machine *m, struct job *job, struct sink sink,
+             struct err *err)
+{
+    struct run *r = ARENA_NEW(&job->arena, struct run, 1);
+    *r = (struct run){
+        .m = m, .job = job, .sink = sink, .submitted = seconds_now(), .prior_slot = -1};
+    if (plan(r, err) != 0)
+        return -1;
+    *out = r;
+    return 0;
+}
+
+/* ---- admission
+ * ---------------------------------------------------------------------------------------- */
+
+static int free_prior(const struct machine *m)
+{
+    for (int i = 0; i < MAX_RUNS; i++)
+        if (!m->prior_used[i])
+            return i;
+    return -1;
+}
+
+bool run_fits(const struct run *r)
+{
+    const struct machine *m = r->m;
+    return m->kv_reserved + r->quota <= m->info.n_pages &&
+           m->particles + r->k <= m->max_particles && free_prior(m) >= 0;
+}
+
+static void seq_init(struct run *r, struct seq *s, struct kv_seq *kv, int n_pages, int cap,
+                     bool logp)
+{
+    struct arena *a = &r->job->arena;
+    *kv = (struct kv_seq){
+        .account = &r->account, .page = ARENA_NEW(a, int32_t, n_pages), .cap = n_pages};
+    *s = (struct seq){.kv = kv,
+                      .head = r->job->prompt_ids.id,
+                      .n_head = r->n_prompt,
+                      .own = ARENA_NEW(a, int32_t, cap + 1),
+                      .cap = cap,
+                      .logp_from = INT_MAX,
+                      .logp = logp ? ARENA_NEW(a, double, cap + 1) : NULL,
+                      .hidden = -1,
+                      .done = true};
+}
+
+static void branch_init(struct run *r, struct branch *b, int n_answers)
+{
+    seq_init(r, &b->seq, &b->kv, kv_pages_for(r->branch_cap), r->branch_cap, false);
+    b->seq.own_context = true;
+    b->item = -1;
+    b->answer_log_p = ARENA_NEW(&r->job->arena, double, n_answers + 1);
+}
+
+static void allocate(struct run *r)
+{
+    const struct job *j = r->job;
+    struct arena *a = &r->job->arena;
+    int k = r->k, n_pages = kv_pages_for(r->n_prompt + r->cap), n_answers = 0;
+    bool logp = j->logprobs || j->per_token;
+    seq_init(r, &r->root, &r->root_kv, n_pages, r->cap, logp);
+    r->p = ARENA_NEW(a, struct particle, k);
+    r->kv = ARENA_NEW(a, struct kv_seq, k);
+    for (int i = 0; i < k; i++) {
+        seq_init(r, &r->p[i].seq, &r->kv[i], n_pages, r->cap, logp);
+        r->p[i].seq.particle = i;
+        if (r->adapted)
+            r->p[i].seq.hidden = r->m->hidden_free[--r->m->n_hidden_free];
+    }
+    smc_init(&r->pop, a, k, j->scheme, j->ess_threshold, j->seed);
+    r->span = arena_alloc(a, sizeof *r->span * (size_t)k * (size_t)(r->n_holes + 1));
+    r->active_at = ARENA_NEW(a, int, r->cap + 2);
+    int n_work = (k > r->n_branches ? k : r->n_branches) + 1;
+    r->work = ARENA_NEW(a, struct seq *, n_work);
+    r->redraw = ARENA_NEW(a, const struct seq *, k);
+    r->redraw_particle = ARENA_NEW(a, int, k);
+    r->log_w = ARENA_NEW(a, double, k);
+    r->weight = ARENA_NEW(a, double, k);
+    r->log_phi = ARENA_NEW(a, double, k);
+    r->log_twist = ARENA_NEW(a, double, r->cap + 1);
+    r->texts = ARENA_NEW(a, struct event_text, k);
+    r->holes = ARENA_NEW(a, struct event_hole, r->n_holes + 1);
+    for (int i = 0; i < j->n_potentials; i++)
+        if (j->potentials[i].type == POTENTIAL_JUDGE &&
+            j->potentials[i].judge.n_answers > n_answers)
+            n_answers = j->potentials[i].judge.n_answers;
+    r->phi.n_branches = r->n_branches;
+    r->phi.branch = ARENA_NEW(a, struct branch, r->n_branches);
+    for (int i = 0; i < r->n_branches; i++)
+        branch_init(r, &r->phi.branch[i], n_answers);
+    r->phi.donor = ARENA_NEW(a, struct branch, j->n_potentials);
+    for (int i = 0; i < j->n_potentials; i++)
+        if (j->potentials[i].type == POTENTIAL_JUDGE)
+            branch_init(r, &r->phi.donor[i], 0);
+    phi_prepare(r);
+}
+
+/* The lexicons' sum as one sparse list: log ψ of each next token. */
+static int merge_lexicons(const struct job *j, int vocab, int32_t **ids, float **bias)
+{
+    float *dense = calloc((size_t)vocab, sizeof *dense);
+    CHECK(dense && "out of memory");
+    for (int i = 0; i < j->n_potentials; i++) {
+        const struct potential *p = &j->potentials[i];
+        if (p->type == POTENTIAL_LEXICON)
+            for (int e = 0; e < p->lexicon.n; e++)
+                dense[p->lexicon.id[e]] += (float)potential_weigh(p->weight, p->lexicon.bias[e]);
+    }
+    int n = 0;
+    for (int v = 0; v < vocab; v++)
+        n += dense[v] != 0;
+    *ids = calloc((size_t)n + 1, sizeof **ids);
+    *bias = calloc((size_t)n + 1, sizeof **bias);
+    CHECK(*ids && *bias && "out of memory");
+    n = 0;
+    for (int v = 0; v < vocab; v++)
+        if (dense[v] != 0) {
+            (*ids)[n] = v;
+            (*bias)[n++] = dense[v];
+        }
+    free(dense);
+    return n;
+}
+
+/* The run's prior on the device: one block that holds its lists, and its entry in the table. */
+static int upload_prior(struct run *r)
+{
+    struct machine *m = r->m;
+    struct backend *b = m->backend;
+    const struct job *j = r->job;
+    const int32_t *eos;
+    int32_t *psi_id = NULL;
+    float *psi = NULL;
+    int n_eos = tokenizer_eos(m->tokenizer, &eos), n_psi = 0;
+    if (j->twist.type == TWIST_FACTOR)
+        n_psi = merge_lexicons(j, m->info.config.vocab, &psi_id, &psi);
+    size_t n = 2 * (size_t)j->n_bias + (size_t)n_eos + 2 * (size_t)n_psi;
+    int rc = b->ops->alloc(b, &r->prior_memory, (n + 1) * sizeof(int32_t));
+    char *at = r->prior_memory;
+    struct {
+        const void *host;
+        int n;
+        const void *dev;
+    } list[] = {{j->bias_id, j->n_bias, NULL},
+                {j->bias, j->n_bias, NULL},
+                {eos, n_eos, NULL},
+                {psi_id, n_psi, NULL},
+                {psi, n_psi, NULL}};
+    for (int i = 0; i < 5 && rc == 0; i++) {
+        size_t bytes = (size_t)list[i].n * 4;
+        list[i].dev = at;
+        if (bytes)
+            rc = b->ops->upload(b, at, list[i].host, bytes);
+        at += bytes;
+    }
+    r->prior = (struct prior){.temperature = j->temperature,
+                              .top_k = j->top_k,
+                              .top_p = j->top_p,
+                              .bias_id = list[0].dev,
+                              .bias = list[1].dev,
+                              .n_bias = j->n_bias,
+                              .eos_id = list[2].dev,
+                              .n_eos = n_eos,
+                              .psi_id = list[3].dev,
+                              .psi = list[4].dev,
+                              .n_psi = n_psi,
+                              .base_proposal = j->base_proposal};
+    if (rc == 0)
+        rc = b->ops->upload(b, m->priors + r->prior_slot, &r->prior, sizeof r->prior);
+    free(psi_id);
+    free(psi);
+    return rc;
+}
+
+int run_admit(struct run *r, struct err *err)
+{
+    struct machine *m = r->m;
+    r->admitted = seconds_now();
+    r->prior_slot = free_prior(m);
+    m->prior_used[r->prior_slot] = true;
+    m->kv_reserved += r->quota;
+    m->particles += r->k;
+    r->account.limit = r->quota;
+    allocate(r);
+    m->stats.prompt_tokens += (uint64_t)r->n_prompt;
+    if (upload_prior(r) != 0)
+        return err_set(err, ERR_INTERNAL, "%s", m->backend->why);
+    r->phase = RUN_ROOT;
+    return run_advance(r, err);
+}
+
+static void release(struct run *r)
+{
+    struct machine *m = r->m;
+    for (int i = r->k - 1; i >= 0; i--) {
+        kv_truncate(m->pool, &r->kv[i], 0);
+        if (r->p[i].seq.hidden >= 0)
+            m->hidden_free[m->n_hidden_free++] = r->p[i].seq.hidden;
+    }
+    for (int i = 0; i < r->phi.n_branches; i++)
+        kv_truncate(m->pool, &r->phi.branch[i].kv, 0);
+    for (int i = 0; i < r->job->n_potentials; i++)
+        if (r->job->potentials[i].type == POTENTIAL_JUDGE)
+            kv_truncate(m->pool, &r->phi.donor[i].kv, 0);
+    kv_truncate(m->pool, &r->root_kv, 0);
+    m->backend->ops->release(m->backend, r->prior_memory);
+    m->prior_used[r->prior_slot] = false;
+    m->kv_reserved -= r->quota;
+    m->particles -= r->k;
+}
+
+void run_close(struct run *r)
+{
+    if (r->prior_slot >= 0)
+        release(r);
+    if (r->sink.closed)
+        r->sink.closed(r->sink.user);
+    job_free(r->job); /* the run lies in its arena */
+}
+
+/* ---- collecting rows
+ * ------------------------------------------------------------------------------------- */
+
+bool run_drop_cache(struct run *r, struct seq *s)
+{
+    int used = r->account.used;
+    kv_truncate(r->m->pool, s->kv, 0);
+    if (s->base) {
+        int n = s->n_base < s->base->kv->n_tokens ? s->n_base : s->base->kv->n_tokens;
+        kv_fork(r->m->pool, s->kv, s->base->kv, n);
+    }
+    return r->account.used < used;
+}
+
+static bool give_up(struct run *r, struct seq *s)
+{
+    if (s->in_step == r->m->step || s->kv->n_tokens <= s->n_base)
+        return false;
+    int cached = s->kv->n_tokens;
+    bool freed = run_drop_cache(r, s);
+    r->m->stats.recomputed_tokens += (uint64_t)(cached - s->kv->n_tokens);
+    return freed;
+}
+
+/* Free pages of the account so that `work[self]` can go on. First of those that need nothing in
+ * this phase, then of those behind it in line; never of those before it, so the first in line
+ * always gets through. */
+static bool make_room(struct run *r, int self)
+{
+    if (r->cow_step == r->m->step)
+        return false; /* pages about to be copied from must not change hands in this step */
+    for (int i = r->k - 1; i >= 0; i--) {
+        if (r->p[i].seq.done && give_up(r, &r->p[i].seq))
+            return true;
+    }
+    for (int i = r->n_work - 1; i > self; i--)
+        if (give_up(r, r->work[i]))
+            return true;
+    return false;
+}
+
+int run_collect(struct run *r, int budget)
+{
+    int n = 0;
+    for (int i = 0; i < r->n_work && n < budget; i++) {
+        struct seq *s = r->work[i];
+        if (s->done || s->kv->n_tokens >= s->target)
+            continue;
+        int added = step_add(r->m, r, s, budget - n);
+        while (added == 0 && make_room(r, i))
+            added = step_add(r->m, r, s, budget - n);
+        if (added == 0)
+            break;
+        n += added;
+    }
+    return n;
+}
+
+void run_delivered(struct run *r, struct seq *s)
+{
+    s->done = true;
+    r->outstanding--;
+}

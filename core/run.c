@@ -1,0 +1,717 @@
+/* The life of a job. The loop of a population is the "server loop" of twisted SMC with early ends:
+ * finished particles stay in every resampling with their weight, take no tokens, and may be cloned
+ * or dropped like any other. */
+#include "run.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "potential.h"
+#include "utf8.h"
+
+/* ---- what a run says ------------------------------------------------------------------------ */
+
+void run_say(struct run *r, const struct event *e)
+{
+    if (!r->failed_sink && r->sink.event(r->sink.user, e) != 0)
+        r->failed_sink = true;
+}
+
+void run_fail(struct run *r, const struct err *err)
+{
+    run_say(r, &(struct event){.type = EVENT_ERROR, .error = *err});
+    r->phase = RUN_ENDED;
+}
+
+void run_text(struct run *r, const struct particle *p, int from, int to, struct buf *out)
+{
+    struct buf *bytes = &r->m->bytes;
+    buf_reset(bytes);
+    for (int i = from; i < to; i++) {
+        size_t len;
+        const char *piece = tokenizer_piece(r->m->tokenizer, p->seq.own[i], &len);
+        buf_add(bytes, piece, len);
+    }
+    utf8_sanitize(out, bytes->data, bytes->len);
+}
+
+void run_say_start(struct run *r)
+{
+    const struct job *j = r->job;
+    run_say(r, &(struct event){.type = EVENT_START,
+                               .start = {.id = j->id,
+                                         .model = r->m->info.model,
+                                         .particles = r->k,
+                                         .prompt_tokens = r->n_prompt,
+                                         .seed = (int64_t)j->seed}});
+}
+
+/* All partial texts, in the scratch buffer; the texts' places are in the arena of this event only.
+ */
+static void say_step(struct run *r, int active, double ess, double log_z)
+{
+    struct event e = {.type = EVENT_STEP,
+                      .step = {.step = r->n_steps, .active = active, .ess = ess, .log_z = log_z}};
+    if (!r->job->ev_particles) {
+        run_say(r, &e);
+        return;
+    }
+    struct buf *text = &r->m->text;
+    buf_reset(text);
+    for (int i = 0; i < r->k; i++) {
+        size_t before = text->len;
+        run_text(r, &r->p[i], 0, r->p[i].seq.n_own, text);
+        r->texts[i].len = text->len - before;
+    }
+    const char *at = text->data;
+    for (int i = 0; i < r->k; at += r->texts[i++].len)
+        r->texts[i].s = at ? at : "";
+    e.step.n_texts = r->k;
+    e.step.texts = r->texts;
+    run_say(r, &e);
+}
+
+/* ---- weighing and resampling
+ * --------------------------------------------------------------------- */
+
+/* Slot i takes over everything that belongs to the lineage of particle a; its own are the random
+ * stream, the page table (retabled by the caller) and the kept hidden row. */
+static void copy_lineage(struct run *r, int i, int a)
+{
+    struct particle *to = &r->p[i];
+    const struct particle *from = &r->p[a];
+    struct seq s = to->seq;
+    s.n_own = from->seq.n_own;
+    memcpy(s.own, from->seq.own, (size_t)s.n_own * sizeof *s.own);
+    if (s.logp)
+        memcpy(s.logp, from->seq.logp, (size_t)s.n_own * sizeof *s.logp);
+    *to = *from;
+    to->seq = s;
+    memcpy(r->span[i * r->n_holes], r->span[a * r->n_holes], (size_t)r->n_holes * sizeof *r->span);
+}
+
+static void gather(struct run *r)
+{
+    kv_retable(r->m->pool, r->kv, r->pop.ancestor, r->k);
+    for (int i = 0; i < r->k; i++)
+        if (r->pop.ancestor[i] != i)
+            copy_lineage(r, i, r->pop.ancestor[i]);
+}
+
+/* Weigh; resample if may_resample and the ESS asks for it, and say so. */
+static int weigh(struct run *r, enum smc_priority by, bool may_resample, struct smc_stats *stats,
+                 struct err *err)
+{
+    struct engine_stats *count = &r->m->stats;
+    double threshold = r->pop.ess_threshold;
+    if (!may_resample)
+        r->pop.ess_threshold = 0;
+    int rc = smc_resample(&r->pop, r->m->backend, by, r->weighings++, stats, err);
+    r->pop.ess_threshold = threshold;
+    if (rc != 0)
+        return -1;
+    int bucket = (int)ceil(stats->ess / r->k * ESS_BUCKETS - 1e-9) - 1;
+    count->ess_histogram[bucket < 0 ? 0 : bucket >= ESS_BUCKETS ? ESS_BUCKETS - 1 : bucket]++;
+    if (!stats->resampled)
+        return 0;
+    count->resamples++;
+    gather(r);
+    if (r->job->ev_resample)
+        run_say(r, &(struct event){.type = EVENT_RESAMPLE,
+                                   .resample = {.step = r->n_steps,
+                                                .ess = stats->ess,
+                                                .ancestors = r->pop.ancestor,
+                                                .n = r->k}});
+    return 0;
+}
+
+static int count_live(const struct run *r)
+{
+    int n = 0;
+    for (int i = r->cohort; i < r->cohort_end; i++)
+        n += r->pop.status[i] == PARTICLE_LIVE;
+    return n;
+}
+
+static bool extinct(const struct run *r)
+{
+    for (int i = 0; i < r->k; i++)
+        if (r->pop.status[i] != PARTICLE_DEAD)
+            return false;
+    return true;
+}
+
+/* ---- phases: who owes what
+ * ------------------------------------------------------------------------- */
+
+static void owe(struct run *r, struct seq *s, int target, int fan_out)
+{
+    s->target = target;
+    s->fan_out = fan_out;
+    s->done = target <= s->kv->n_tokens;
+    r->work[r->n_work++] = s;
+    r->outstanding += !s->done;
+}
+
+static void work_reset(struct run *r)
+{
+    r->n_work = 0;
+    r->outstanding = 0;
+}
+
+static void append_ids(struct seq *s, const struct ids *ids)
+{
+    CHECK(s->n_own + ids->n <= s->cap);
+    memcpy(s->own + s->n_own, ids->id, (size_t)ids->n * sizeof *ids->id);
+    if (s->logp)
+        for (int i = 0; i < ids->n; i++)
+            s->logp[s->n_own + i] = NAN; /* overwritten where it is observed */
+    s->n_own += ids->n;
+}
+
+/* Tokens put in by an inserted text count in a factor twist like drawn ones. */
+static double factor_of(const struct run *r, const struct ids *ids)
+{
+    double sum = 0;
+    if (r->job->twist.type != TWIST_FACTOR)
+        return 0;
+    for (int i = 0; i < r->job->n_potentials; i++) {
+        const struct potential *p = &r->job->potentials[i];
+        if (p->type == POTENTIAL_LEXICON)
+            sum += potential_weigh(p->weight, potential_log_phi(p, "", 0, ids->id, ids->n));
+    }
+    return sum;
+}
+
+static void set_lpsi(struct run *r, int i)
+{
+    if (r->pop.status[i] != PARTICLE_DEAD)
+        r->pop.lpsi[i] = r->p[i].log_obs + r->p[i].twist;
+}
+
+static void owe_draws(struct run *r)
+{
+    work_reset(r);
+    r->phase = RUN_DRAW;
+    for (int i = r->cohort; i < r->cohort_end; i++)
+        if (r->pop.status[i] == PARTICLE_LIVE && !r->p[i].drew)
+            owe(r, &r->p[i].seq, seq_len(&r->p[i].seq), 1);
+}
+
+static void begin_hole(struct run *r)
+{
+    for (int i = r->cohort; i < r->cohort_end; i++) {
+        if (r->pop.status[i] == PARTICLE_DEAD)
+            continue;
+        r->pop.status[i] = PARTICLE_LIVE;
+        r->p[i].hole_start = r->p[i].seq.n_own;
+    }
+    r->t = 0;
+    owe_draws(r);
+}
+
+static void insert(struct run *r, const struct segment *g)
+{
+    work_reset(r);
+    r->phase = RUN_FORCE;
+    double factor = factor_of(r, &g->ids);
+    for (int i = r->cohort; i < r->cohort_end; i++) {
+        struct particle *p = &r->p[i];
+        if (r->pop.status[i] == PARTICLE_DEAD)
+            continue;
+        int before = seq_len(&p->seq);
+        append_ids(&p->seq, &g->ids);
+        p->twist += factor;
+        set_lpsi(r, i);
+        if (g->type != SEGMENT_OBSERVE)
+            continue;
+        p->seq.logp_from = before;
+        p->seq.logp_sum = 0;
+        owe(r, &p->seq, seq_len(&p->seq) - 1, 0);
+    }
+}
+
+static int begin_final(struct run *r, struct err *err)
+{
+    phi_items_of_population(r, false);
+    r->phi_final = true;
+    r->phase = RUN_PHI;
+    return phi_begin(r, err);
+}
+
+static void begin_cohort(struct run *r);
+
+/* The cohort has come to its end: the next one, or the potentials. */
+static int end_cohort(struct run *r, struct err *err)
+{
+    if (r->cohort_end == r->k)
+        return begin_final(r, err);
+    for (int i = r->cohort; i < r->cohort_end; i++)
+        run_drop_cache(r, &r->p[i].seq);
+    r->cohort = r->cohort_end;
+    begin_cohort(r);
+    return 0;
+}
+
+/* Go on after a segment: insert texts until there is something to compute. */
+static int next_segment(struct run *r, struct err *err)
+{
+    const struct job *j = r->job;
+    for (; r->segment < j->n_segments; r->segment++) {
+        const struct segment *g = &j->segments[r->segment];
+        if (g->type == SEGMENT_SAMPLE) {
+            begin_hole(r);
+            return 0;
+        }
+        insert(r, g);
+        if (g->type == SEGMENT_OBSERVE)
+            return 0;
+    }
+    return end_cohort(r, err);
+}
+
+/* ---- the root
+ * ---------------------------------------------------------------------------------------- */
+
+/* Put the segments before the first hole into the root, one observed text at a time. */
+static void root_advance(struct run *r)
+{
+    struct seq *s = &r->root;
+    const struct job *j = r->job;
+    r->root_log_obs += s->logp_sum;
+    s->logp_sum = 0;
+    s->logp_from = INT_MAX;
+    work_reset(r);
+    r->phase = RUN_ROOT;
+    while (r->segment < r->lead) {
+        const struct segment *g = &j->segments[r->segment++];
+        int before = seq_len(s);
+        append_ids(s, &g->ids);
+        if (g->type == SEGMENT_OBSERVE) {
+            s->logp_from = before;
+            owe(r, s, seq_len(s) - 1, 0);
+            return;
+        }
+    }
+    bool draw = j->kind == JOB_SAMPLE;
+    owe(r, s, draw ? seq_len(s) : seq_len(s) - 1, draw ? r->k : 0);
+    r->root_complete = true;
+}
+
+static void fork_particle(struct run *r, int i)
+{
+    struct seq *s = &r->p[i].seq;
+    const struct seq *root = &r->root;
+    memcpy(s->own, root->own, (size_t)root->n_own * sizeof *s->own);
+    if (s->logp)
+        memcpy(s->logp, root->logp, (size_t)root->n_own * sizeof *s->logp);
+    s->n_own = root->n_own;
+    s->base = root;
+    s->n_base = root->kv->n_tokens;
+    kv_fork(r->m->pool, s->kv, root->kv, s->n_base);
+}
+
+static void begin_samples(struct run *r)
+{
+    double factor = factor_of(r, &(struct ids){r->root.own, r->root.n_own});
+    for (int i = r->cohort; i < r->cohort_end; i++) {
+        fork_particle(r, i);
+        r->p[i].log_obs = r->root_log_obs;
+        r->p[i].twist = factor;
+        set_lpsi(r, i);
+    }
+    r->segment = r->lead;
+    r->hole = 0;
+    r->clock_base = 0;
+    r->n_steps = 0;
+    begin_hole(r);
+}
+
+static void begin_scores(struct run *r)
+{
+    work_reset(r);
+    r->phase = RUN_FORCE;
+    for (int i = r->cohort; i < r->cohort_end; i++) {
+        struct seq *s = &r->p[i].seq;
+        fork_particle(r, i);
+        s->logp_from = seq_len(s);
+        append_ids(s, &r->job->completions[i]);
+        owe(r, s, seq_len(s) - 1, 0);
+    }
+}
+
+static void begin_cohort(struct run *r)
+{
+    int n = r->k - r->cohort;
+    r->cohort_end = r->cohort + (n < r->cohort_size ? n : r->cohort_size);
+    if (r->job->kind == JOB_SCORE)
+        begin_scores(r);
+    else
+        begin_samples(r);
+}
+
+/* ---- drawing
+ * ------------------------------------------------------------------------------------------- */
+
+/* Does the hole's text, whose last token is new, contain a stop string now? Only what the new token
+ * can have completed is looked at. */
+static bool stop_found(struct run *r, const struct particle *p, const struct segment *g)
+{
+    struct buf *tail = &r->m->bytes;
+    size_t longest = 0, len;
+    for (int i = 0; i < g->n_stop; i++)
+        longest = g->stop_len[i] > longest ? g->stop_len[i] : longest;
+    if (longest == 0)
+        return false;
+    int from = p->seq.n_own - 1;
+    tokenizer_piece(r->m->tokenizer, p->seq.own[from], &len);
+    for (size_t before = 0; before + 1 < longest && from > p->hole_start; before += len)
+        tokenizer_piece(r->m->tokenizer, p->seq.own[--from], &len);
+    buf_reset(tail);
+    for (int i = from; i < p->seq.n_own; i++) {
+        const char *piece = tokenizer_piece(r->m->tokenizer, p->seq.own[i], &len);
+        buf_add(tail, piece, len);
+    }
+    for (int i = 0; i < g->n_stop; i++)
+        if (tail->len >= g->stop_len[i] &&
+            memmem(tail->data, tail->len, g->stop[i], g->stop_len[i]))
+            return true;
+    return false;
+}
+
+static void end_hole(struct run *r, int i, bool stopped)
+{
+    struct particle *p = &r->p[i];
+    r->pop.status[i] = PARTICLE_DONE;
+    p->stopped = stopped;
+    int *span = r->span[i * r->n_holes + r->hole];
+    span[0] = p->hole_start;
+    span[1] = p->seq.n_own;
+}
+
+/* The particle takes the token it drew. */
+static void commit(struct run *r, int i)
+{
+    struct particle *p = &r->p[i];
+    const struct segment *g = &r->job->segments[r->segment];
+    const struct propose_out *o = &p->drawn;
+    if (o->token >= 0)
+        p->twist += r->job->twist.type == TWIST_FACTOR ? o->log_psi : 0;
+    smc_extend(&r->pop, i, o->token < 0 ? -INFINITY : o->log_p0, o->token < 0 ? 0 : o->log_q,
+               p->log_obs + p->twist);
+    if (r->pop.status[i] == PARTICLE_DEAD) {
+        kv_truncate(r->m->pool, p->seq.kv, 0);
+        return;
+    }
+    struct seq *s = &p->seq;
+    CHECK(s->n_own < s->cap);
+    if (s->logp)
+        s->logp[s->n_own] = o->log_p0;
+    s->own[s->n_own++] = o->token;
+    p->log_p += o->log_p0;
+    p->n_total++;
+    if (tokenizer_is_eos(r->m->tokenizer, o->token) || stop_found(r, p, g))
+        end_hole(r, i, true);
+    else if (r->t + 1 == g->max_tokens)
+        end_hole(r, i, false);
+}
+
+/* After resampling before the draw: children in new slots draw from their parents' rows, by their
+ * own streams. */
+static int draw_again(struct run *r, struct err *err)
+{
+    int n = 0, chunk = r->m->batch.max_rows;
+    for (int a = 0; a < r->k; a++) { /* by parent, so that a row's children are adjacent */
+        if (r->pop.ancestor[a] != a || r->pop.status[a] != PARTICLE_LIVE)
+            continue;
+        for (int i = 0; i < r->k; i++)
+            if (r->pop.ancestor[i] == a && i != a) {
+                r->redraw[n] = &r->p[a].seq;
+                r->redraw_particle[n++] = i;
+            }
+    }
+    for (int i = 0; i < n; i += chunk) {
+        int some = n - i < chunk ? n - i : chunk;
+        if (step_redraw(r->m, r, r->redraw + i, r->redraw_particle + i, some, err) != 0)
+            return -1;
+        for (int c = 0; c < some; c++)
+            r->p[r->redraw_particle[i + c]].drawn = r->m->out[c];
+        r->m->stats.sampled_tokens += (uint64_t)some;
+    }
+    return 0;
+}
+
+static int resample_before_draw(struct run *r, struct smc_stats *stats, struct err *err)
+{
+    for (int i = 0; i < r->k; i++)
+        if (r->pop.status[i] == PARTICLE_LIVE)
+            r->pop.lambda[i] = r->pop.lpsi[i] + r->p[i].drawn.lambda;
+    bool all_equal = r->n_steps == 1; /* one and the same text in every slot */
+    if (weigh(r, SMC_BY_LAMBDA, !all_equal, stats, err) != 0)
+        return -1;
+    return stats->resampled ? draw_again(r, err) : 0;
+}
+
+/* A step is over: finish it with the weights after the draw, unless they were known before. */
+static int end_step(struct run *r, const struct smc_stats *before, struct err *err)
+{
+    int live = count_live(r);
+    struct smc_stats stats;
+    bool over = live == 0 && r->segment + 1 == r->job->n_segments;
+    if (before)
+        stats = *before;
+    else if (weigh(r, SMC_BY_TWIST, r->coupled && !over, &stats, err) != 0)
+        return -1;
+    int active = count_live(r) + r->active_at[r->n_steps];
+    r->active_at[r->n_steps] = active;
+    r->max_steps = r->n_steps > r->max_steps ? r->n_steps : r->max_steps;
+    if (r->job->ev_step && r->cohort_end == r->k)
+        say_step(r, active, stats.ess, stats.log_mean);
+    for (int i = r->cohort; i < r->cohort_end; i++)
+        r->p[i].drew = false;
+    r->t++;
+    if (count_live(r) > 0) {
+        owe_draws(r);
+        return 0;
+    }
+    if (extinct(r))
+        return begin_final(r, err);
+    r->clock_base += r->job->segments[r->segment].max_tokens;
+    r->hole++;
+    r->segment++;
+    r->t = 0;
+    return next_segment(r, err);
+}
+
+static bool twist_due(struct run *r)
+{
+    const struct twist *t = &r->job->twist;
+    bool over = count_live(r) == 0 && r->segment + 1 == r->job->n_segments;
+    return t->type == TWIST_POTENTIAL && r->n_steps % t->every == 0 && !over;
+}
+
+/* All live particles have drawn. */
+static int draw_advance(struct run *r, struct err *err)
+{
+    struct smc_stats before;
+    r->n_steps++;
+    if (r->adapted && resample_before_draw(r, &before, err) != 0)
+        return -1;
+    for (int i = r->cohort; i < r->cohort_end; i++) {
+        r->p[i].drew = r->pop.status[i] == PARTICLE_LIVE;
+        if (r->p[i].drew)
+            commit(r, i);
+    }
+    if (!twist_due(r))
+        return end_step(r, r->adapted ? &before : NULL, err);
+    phi_items_of_population(r, true);
+    r->phi_final = false;
+    r->phase = RUN_PHI;
+    return phi_begin(r, err);
+}
+
+static int force_advance(struct run *r, struct err *err)
+{
+    for (int i = r->cohort; i < r->cohort_end; i++) {
+        struct particle *p = &r->p[i];
+        if (r->job->kind == JOB_SCORE) {
+            p->log_p = p->seq.logp_sum;
+            continue;
+        }
+        if (r->pop.status[i] == PARTICLE_DEAD)
+            continue;
+        p->log_obs += p->seq.logp_sum;
+        p->seq.logp_from = INT_MAX; /* rows computed again want it no more */
+        set_lpsi(r, i);
+    }
+    if (r->job->kind == JOB_SCORE)
+        return end_cohort(r, err);
+    struct smc_stats stats;
+    bool over = r->segment + 1 == r->job->n_segments;
+    if (weigh(r, SMC_BY_TWIST, !over, &stats, err) != 0)
+        return -1;
+    if (extinct(r))
+        return begin_final(r, err);
+    r->segment++;
+    return next_segment(r, err);
+}
+
+/* ---- potentials have been evaluated
+ * --------------------------------------------------------------------- */
+
+/* ψ = φ^power of the partial texts. A text whose φ is 0 so far can still come to have φ > 0, so its
+ * ψ must not be 0: it gets a finite floor under the population's smallest. */
+static void set_twists(struct run *r)
+{
+    double floor_log = 0;
+    for (int i = 0; i < r->phi.n_items; i++) {
+        double x = potential_weigh(r->job->twist.power, r->phi.item[i].log_phi);
+        if (isfinite(x) && x < floor_log)
+            floor_log = x;
+    }
+    floor_log -= 10;
+    for (int i = 0; i < r->k; i++) {
+        if (!r->p[i].drew || r->pop.status[i] == PARTICLE_DEAD)
+            continue;
+        double x = potential_weigh(r->job->twist.power, r->phi.item[r->phi.item_of[i]].log_phi);
+        r->p[i].twist = isfinite(x) ? x : floor_log;
+        set_lpsi(r, i);
+    }
+}
+
+static void say_sample(struct run *r, int i, struct event_hole *holes)
+{
+    const struct particle *p = &r->p[i];
+    struct buf *text = &r->m->text;
+    buf_reset(text);
+    run_text(r, p, 0, p->seq.n_own, text);
+    size_t len = text->len;
+    int n_holes = r->job->named_holes ? r->n_holes : 0;
+    for (int h = 0; h < n_holes; h++) {
+        size_t before = text->len;
+        const int *span = r->span[i * r->n_holes + h];
+        run_text(r, p, span[0], span[1], text);
+        holes[h].text.len = text->len - before;
+    }
+    const char *at = text->data ? text->data + len : "";
+    for (int g = 0, h = 0; h < n_holes; g++)
+        if (r->job->segments[g].type == SEGMENT_SAMPLE) {
+            holes[h].name = r->job->segments[g].name;
+            holes[h].text.s = at;
+            at += holes[h++].text.len;
+        }
+    run_say(r, &(struct event){.type = EVENT_SAMPLE,
+                               .sample = {.index = i,
+                                          .text = {text->data ? text->data : "", len},
+                                          .tokens = p->seq.own,
+                                          .n_tokens = p->seq.n_own,
+                                          .token_log_p = p->seq.logp,
+                                          .log_weight = r->log_w[i],
+                                          .weight = r->weight[i],
+                                          .log_p = p->log_p,
+                                          .log_phi = r->log_phi[i],
+                                          .stopped = p->stopped,
+                                          .holes = holes,
+                                          .n_holes = n_holes}});
+}
+
+static void say_done(struct run *r, double log_z, double ess, int64_t tokens)
+{
+    double now = seconds_now();
+    run_say(r, &(struct event){.type = EVENT_DONE,
+                               .done = {.log_z = log_z,
+                                        .ess = ess,
+                                        .prompt_tokens = r->n_prompt,
+                                        .completion_tokens = tokens,
+                                        .queue_seconds = r->admitted - r->submitted,
+                                        .prompt_seconds = r->first_draw - r->admitted,
+                                        .sample_seconds = now - r->first_draw}});
+    r->phase = RUN_ENDED;
+}
+
+static void finish_samples(struct run *r)
+{
+    int64_t tokens = 0;
+    for (int i = 0; i < r->k; i++) {
+        bool dead = r->pop.status[i] == PARTICLE_DEAD;
+        r->log_phi[i] = dead ? -INFINITY : r->phi.item[r->phi.item_of[i]].log_phi + r->p[i].log_obs;
+        tokens += r->p[i].n_total;
+    }
+    double ess, log_z = smc_finish(&r->pop, r->log_phi, r->log_w, r->weight, &ess);
+    r->m->stats.extinctions += log_z == -INFINITY;
+    for (;
+         r->n_steps < r->max_steps && r->job->ev_step;) { /* an earlier cohort went on for longer */
+        r->n_steps++;
+        say_step(r, r->active_at[r->n_steps], r->k, r->root_log_obs);
+    }
+    struct event_hole *holes = r->holes;
+    for (int i = 0; i < r->k && r->job->ev_sample; i++)
+        say_sample(r, i, holes);
+    say_done(r, log_z, ess, tokens);
+}
+
+/* log ψ_t(s_1:t) for every t of a scored text. */
+static void score_twist(struct run *r, int i, const struct phi_item *partial, double *out)
+{
+    const struct particle *p = &r->p[i];
+    const struct twist *t = &r->job->twist;
+    double now = 0;
+    for (int n = 0; n < p->seq.n_own; n++) {
+        if (t->type == TWIST_FACTOR)
+            now += factor_of(r, &(struct ids){&p->seq.own[n], 1});
+        else if ((n + 1) % t->every == 0)
+            now = potential_weigh(t->power, (partial++)->log_phi);
+        out[n] = now;
+    }
+}
+
+static void finish_scores(struct run *r)
+{
+    int64_t tokens = 0;
+    const struct phi_item *partial = r->phi.item + r->k;
+    for (int i = 0; i < r->k; i++) {
+        const struct particle *p = &r->p[i];
+        tokens += p->seq.n_own;
+        if (r->job->twist.type != TWIST_NONE)
+            score_twist(r, i, partial, r->log_twist);
+        if (r->job->twist.type == TWIST_POTENTIAL)
+            partial += p->seq.n_own / r->job->twist.every;
+        run_say(r,
+                &(struct event){
+                    .type = EVENT_SCORE,
+                    .score = {.index = i,
+                              .log_p = p->log_p,
+                              .log_phi = r->phi.item[i].log_phi,
+                              .has_phi = r->job->n_potentials > 0,
+                              .tokens = p->seq.own,
+                              .n_tokens = p->seq.n_own,
+                              .log_twist = r->job->twist.type == TWIST_NONE ? NULL : r->log_twist,
+                              .token_log_p = p->seq.logp}});
+    }
+    say_done(r, 0, 0, tokens);
+}
+
+static int phi_over(struct run *r, struct err *err)
+{
+    if (!r->phi_final) {
+        set_twists(r);
+        return end_step(r, NULL, err);
+    }
+    if (r->job->kind == JOB_SCORE)
+        finish_scores(r);
+    else
+        finish_samples(r);
+    return 0;
+}
+
+int run_advance(struct run *r, struct err *err)
+{
+    while (r->outstanding == 0 && r->phase != RUN_ENDED) {
+        int rc = 0;
+        switch (r->phase) {
+        case RUN_ROOT:
+            if (!r->root_complete) {
+                root_advance(r);
+            } else {
+                r->first_draw = seconds_now();
+                begin_cohort(r);
+            }
+            break;
+        case RUN_DRAW:
+            rc = draw_advance(r, err);
+            break;
+        case RUN_FORCE:
+            rc = force_advance(r, err);
+            break;
+        case RUN_PHI:
+            rc = phi_ended(r) ? phi_over(r, err) : phi_advance(r, err);
+            break;
+        case RUN_ENDED:
+            break;
+        }
+        if (rc != 0)
+            return -1;
+    }
+    return 0;
+}

@@ -1,0 +1,152 @@
+/* A running job: its population, what phase it is in, and what it owes. Internal to the engine.
+ *
+ *   root      the prompt, and inserted segments before the first hole, computed once
+ *   draw      every live particle takes a token; then weigh, resample, say so; again until none is
+ * live force     given tokens go into every particle: an observed segment, a completion to score
+ *   phi       potentials are evaluated, on finished texts or (potential twist) on partial ones
+ *
+ * A phase ends when all its sequences have got what they owe; run_advance then decides the next. A
+ * population whose pages do not fit its account still runs: with intermediate weights, particles
+ * that have drawn give up their cache and are computed again in the next step; without, the
+ * population goes through in cohorts, as nothing couples it. */
+#pragma once
+#include "machine.h"
+#include "smc.h"
+
+struct ticket { /* one accepted job; the engine's thread and those who cancel share it */
+    uint64_t handle;
+    atomic_bool cancelled;
+    struct ticket *next;
+};
+
+enum run_phase { RUN_ROOT, RUN_DRAW, RUN_FORCE, RUN_PHI, RUN_ENDED };
+
+struct particle {
+    struct seq seq; /* own: all tokens after the prompt, inserted ones included */
+    double log_p;   /* Σ log p0 of the drawn tokens */
+    double log_obs; /* Σ log p0 of the observed tokens */
+    double twist;   /* log ψ of the twist alone */
+    int hole_start; /* in own */
+    int n_total;    /* tokens drawn, in all holes */
+    bool drew, stopped;
+    struct propose_out drawn;
+};
+
+/* One text whose φ is wanted: the first n own tokens of a particle. */
+struct phi_item {
+    int particle, n;
+    double log_phi;
+};
+
+/* A side text that asks the model about an item. */
+struct branch {
+    struct seq seq;
+    struct kv_seq kv;
+    int item;      /* -1: idle */
+    int n_context; /* tokens before the answer */
+    int answer;
+    double *answer_log_p;
+};
+
+struct phi {
+    struct phi_item *item; /* (n_items) */
+    int n_items, next;
+    int *item_of;           /* (k) which item is a particle's */
+    int *table, table_mask; /* hash table of items by their tokens */
+    int potential;          /* the model potential being asked; n_potentials: none left */
+    struct branch *branch;
+    int n_branches;
+    struct branch *donor; /* (n_potentials) a judge's text so far as every text shares it */
+};
+
+struct run {
+    struct machine *m;
+    struct job *job;
+    struct sink sink;
+    struct ticket *ticket;
+    struct run *next; /* in the waiting queue */
+    double submitted, admitted, first_draw;
+
+    /* plan: made at submission */
+    int k;             /* particles, or completions to score */
+    int n_prompt, cap; /* own tokens of a particle, at most */
+    int lead;          /* segments before the first hole */
+    int n_holes;
+    int n_branches, branch_cap;
+    int *donor_len; /* (n_potentials) */
+    bool adapted;   /* the weight is known before the draw: resample first */
+    bool coupled;   /* intermediate weights: the population steps as one */
+    int root_pages, particle_pages, quota;
+
+    /* state */
+    enum run_phase phase;
+    bool
+        root_complete; /* no segment is left for the root: it has drawn, or is ready to be forked */
+    bool failed_sink;
+    struct kv_account account;
+    uint64_t cow_step; /* the last step that copies pages of it */
+    int32_t prior_slot;
+    void *prior_memory; /* dev */
+    struct prior prior;
+    struct seq root;
+    struct kv_seq root_kv;
+    double root_log_obs;
+    struct particle *p; /* (k) */
+    struct kv_seq *kv;  /* (k) the particles' tables, as kv_retable wants them */
+    struct population pop;
+    int cohort, cohort_end, cohort_size; /* particles in flight: [cohort, cohort_end) */
+    int segment, hole;
+    int t;          /* tokens drawn in this hole by a live particle */
+    int clock_base; /* random-number step of the hole's first token */
+    int n_steps;    /* draws so far, for events */
+    int *active_at; /* (cap+1) live particles after each step, over cohorts */
+    int max_steps;
+    uint32_t weighings;
+    int (*span)[2];    /* (k, n_holes) own tokens of each hole */
+    struct seq **work; /* sequences of the phase */
+    int n_work, outstanding;
+    struct phi phi;
+    bool phi_final;
+    int due; /* draws until the potential twist is evaluated next */
+    /* scratch of population size */
+    const struct seq **redraw;
+    int *redraw_particle;
+    double *log_w, *weight, *log_phi;
+    double *log_twist;        /* (cap) of one scored text */
+    struct event_text *texts; /* (k) with "particles" */
+    struct event_hole *holes; /* (n_holes) */
+};
+
+/* Plan a job: sizes and page quota. HTTP thread. Refuses (ERR_INVALID) what could never fit. Takes
+ * job and sink on success only. */
+int run_open(struct run **out, struct machine *, struct job *take, struct sink, struct err *err);
+void run_close(struct run *); /* frees the job too; releases all it holds; calls sink.closed */
+
+bool run_fits(const struct run *);            /* now: pages, particles, slots */
+int run_admit(struct run *, struct err *err); /* take them and begin */
+int run_collect(struct run *, int budget);    /* rows it adds to the step */
+bool run_drop_cache(struct run *,
+                    struct seq *); /* down to what its base gives; whether that freed pages */
+void run_delivered(struct run *, struct seq *); /* one of its sequences has got all it owed */
+int run_advance(struct run *, struct err *err); /* nothing outstanding: next phase */
+void run_say(struct run *, const struct event *);
+void run_say_start(struct run *);
+void run_fail(struct run *, const struct err *); /* error event, and the end */
+
+static inline int judge_longest_answer(const struct potential *p)
+{
+    int n = 0;
+    for (int i = 0; i < p->judge.n_answers; i++)
+        n = p->judge.answer[i].n > n ? p->judge.answer[i].n : n;
+    return n;
+}
+
+/* phi.c */
+void phi_prepare(struct run *);
+int phi_begin(struct run *, struct err *err); /* phi.item is filled; leaves work, or has ended */
+bool phi_ended(const struct run *);
+int phi_advance(struct run *, struct err *err);
+void phi_items_of_population(struct run *, bool drew_only);
+
+/* The text of own tokens [from, to), appended to out. Uses the machine's `bytes` scratch. */
+void run_text(struct run *, const struct particle *, int from, int to, struct buf *out);
