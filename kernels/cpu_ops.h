@@ -81,8 +81,7 @@ __attribute__((weak)) void CPU_FN(propose)(const struct propose_args *, int n);
 void cpu_copy_rows(void *dst, const int32_t *dst_row, const void *src, const int32_t *src_row,
                    int n, size_t bytes);
 void cpu_kv_copy(struct kv_store *, const int32_t *from, const int32_t *to, int n);
-__attribute__((weak)) void cpu_resample(const struct resample_args *, struct resample_out *out,
-                                        int n);
+void cpu_resample(const struct resample_args *, struct resample_out *out, int n);
 
 /* linear.c: the matrix multiply, on oneDNN. Functions that can fail return 0, or -1 with a line in
  * why. */
