@@ -25,6 +25,7 @@ void *arena_alloc(struct arena *a, size_t bytes)
         b = calloc(1, sizeof *b + size);
         CHECK(b && "out of memory");
         b->size = size;
+        a->bytes += sizeof *b + size;
         if (size > BLOCK && a->head) { /* a large one keeps the current block in use */
             b->next = a->head->next;
             a->head->next = b;
@@ -51,5 +52,5 @@ void arena_free(struct arena *a)
         next = b->next;
         free(b);
     }
-    a->head = NULL;
+    *a = (struct arena){0};
 }

@@ -4,7 +4,8 @@
 #include <stddef.h>
 
 struct arena {
-    struct arena_block *head; /* {NULL} is a valid empty arena */
+    struct arena_block *head; /* {0} is a valid empty arena */
+    size_t bytes;             /* taken from the system */
 };
 
 /* Zeroed and aligned for any type; never NULL: the process ends with a message when memory runs

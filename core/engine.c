@@ -36,6 +36,7 @@ struct engine {
     bool stop, started;
     struct run *inbox, **inbox_end;
     int n_waiting, n_jobs;
+    size_t waiting_bytes; /* host memory of the jobs that wait */
     struct ticket *tickets;
     uint64_t last_handle;
     uint64_t refused;
@@ -164,9 +165,10 @@ static void say_plan(const struct engine *e)
         (double)i->config.parameters / 1e6, i->context, i->device);
     say(e,
         "memory planned: %.0f MiB = weights %.0f + KV cache %.0f (%d pages of %d tokens) + "
-        "activations %.0f",
-        (double)i->memory.total / mb, (double)i->memory.weights / mb, (double)i->memory.kv / mb,
-        i->n_pages, KV_PAGE, (double)i->memory.activations / mb);
+        "activations %.0f + requests %d",
+        (double)i->memory.total / mb + 2 * JOB_MB, (double)i->memory.weights / mb,
+        (double)i->memory.kv / mb, i->n_pages, KV_PAGE, (double)i->memory.activations / mb,
+        2 * JOB_MB);
 }
 
 /* Load everything, on the engine's thread, which from then on is the only one to touch it. */
@@ -425,13 +427,14 @@ static bool take_jobs(struct engine *e)
 static void count_waiting(struct engine *e)
 {
     int n = 0;
-    for (const struct run *r = e->waiting; r; r = r->next)
-        n++;
-    e->m.stats.jobs_waiting = n;
+    size_t bytes = 0;
+    for (const struct run *r = e->waiting; r; r = r->next, n++)
+        bytes += r->job->arena.bytes;
     pthread_mutex_lock(&e->mutex);
-    for (const struct run *r = e->inbox; r; r = r->next)
-        n++;
+    for (const struct run *r = e->inbox; r; r = r->next, n++)
+        bytes += r->job->arena.bytes;
     e->n_waiting = n;
+    e->waiting_bytes = bytes;
     pthread_mutex_unlock(&e->mutex);
 }
 
@@ -585,6 +588,8 @@ static int refuse(struct engine *e, struct err *err)
         return err_set(err, ERR_UNAVAILABLE, "the device has failed");
     if (e->n_waiting >= e->opts.max_queue)
         return err_set(err, ERR_BUSY, "%d requests are waiting already", e->n_waiting);
+    if (e->waiting_bytes > JOB_BYTES)
+        return err_set(err, ERR_BUSY, "the waiting requests fill %d MiB already", JOB_MB);
     return 0;
 }
 
@@ -613,6 +618,7 @@ static int enqueue(struct engine *e, struct run *r, struct ticket *t, uint64_t *
         *e->inbox_end = r;
         e->inbox_end = &r->next;
         e->n_waiting++;
+        e->waiting_bytes += r->job->arena.bytes;
         e->n_jobs++;
         pthread_cond_signal(&e->wake);
     }

@@ -93,7 +93,11 @@ struct machine {
     struct tokens tokens;      /* scratch */
     struct engine_stats stats; /* the engine copies it out after each step */
 };
-enum { MAX_RUNS = 256 };
+enum {
+    MAX_RUNS = 256,
+    JOB_MB = 64, /* MiB of host memory of all running jobs; and once more of all waiting ones */
+    JOB_BYTES = JOB_MB << 20,
+};
 
 /* Add up to budget rows that seq owes. Returns the number added; 0 when no pages are left for it.
  */

@@ -91,6 +91,25 @@ static int plan_pages(struct run *r, struct err *err)
     return 0;
 }
 
+/* Host memory: tokens, their log p, page tables, holes, and scratch, by population and branches. */
+static int plan_host(struct run *r, struct err *err)
+{
+    const struct job *j = r->job;
+    size_t per_token = sizeof(int32_t) + (j->logprobs || j->per_token ? sizeof(double) : 0);
+    size_t particle = sizeof(struct particle) + sizeof(struct kv_seq) + 256 +
+                      (size_t)r->cap * per_token + 2 * sizeof(int) * (size_t)(r->n_holes + 1) +
+                      sizeof(int32_t) * (size_t)kv_pages_for(r->n_prompt + r->cap);
+    size_t branch = sizeof(struct branch) + 2 * sizeof(int32_t) * (size_t)r->branch_cap;
+    r->host_bytes = j->arena.bytes + (size_t)(r->k + 2) * particle +
+                    (size_t)(r->n_branches + j->n_potentials) * branch;
+    if (r->host_bytes <= JOB_BYTES)
+        return 0;
+    return err_field(
+        err, j->kind == JOB_SAMPLE ? "particles" : "completions",
+        "%d texts of up to %d tokens need %zu MiB, more than the %d MiB there are for requests",
+        r->k, r->cap, r->host_bytes >> 20, JOB_MB);
+}
+
 /* Do weights change before the end, so that the population must step as one? */
 static bool is_coupled(const struct run *r)
 {
@@ -125,7 +144,9 @@ static int plan(struct run *r, struct err *err)
         return err_field(err, j->kind == JOB_SAMPLE ? "particles" : "completions",
                          "%d exceeds the %d particles this server runs at once", r->k,
                          r->m->max_particles);
-    return plan_branches(r, err) != 0 ? -1 : plan_pages(r, err);
+    if (plan_branches(r, err) != 0 || plan_host(r, err) != 0)
+        return -1;
+    return plan_pages(r, err);
 }
 
 int run_open(struct run **out, struct machine *m, struct job *job, struct sink sink,
@@ -310,6 +331,7 @@ int run_admit(struct run *r, struct err *err)
     r->prior_slot = free_prior(m);
     m->prior_used[r->prior_slot] = true;
     m->kv_reserved += r->quota;
+    m->host_reserved += r->host_bytes;
     m->particles += r->k;
     r->account.limit = r->quota;
     allocate(r);
@@ -337,6 +359,7 @@ static void release(struct run *r)
     m->backend->ops->release(m->backend, r->prior_memory);
     m->prior_used[r->prior_slot] = false;
     m->kv_reserved -= r->quota;
+    m->host_reserved -= r->host_bytes;
     m->particles -= r->k;
 }
 

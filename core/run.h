@@ -77,6 +77,7 @@ struct run {
     bool adapted;   /* the weight is known before the draw: resample first */
     bool coupled;   /* intermediate weights: the population steps as one */
     int root_pages, particle_pages, quota;
+    size_t host_bytes; /* of its arena while it runs, about */
 
     /* state */
     enum run_phase phase;
