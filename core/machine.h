@@ -75,7 +75,8 @@ struct machine {
     bool prior_used[256];
     int32_t *hidden_free; /* (max_particles) free rows of the hidden store, counted from 0 */
     int n_hidden_free;
-    int kv_reserved; /* pages promised to running jobs */
+    int kv_reserved;      /* pages promised to running jobs */
+    size_t host_reserved; /* host memory promised to running jobs */
     int particles, max_particles;
 
     /* the step being built; sized once */
