@@ -172,7 +172,7 @@ static void every_order(const double *w, int *order, int placed, int k, enum res
         add_ordered(w, order, k, scheme, factor, want);
         return;
     }
-    for (int i = placed; i < k; i++) {
+    for (int i = placed; i < k && i < MAX_K; i++) {
         int swapped[MAX_K];
         memcpy(swapped, order, sizeof swapped);
         swapped[placed] = order[i];
@@ -185,7 +185,7 @@ static void every_order(const double *w, int *order, int placed, int k, enum res
 static double pinned_error(const struct call *c, const double *w)
 {
     int k = c->args.k, order[MAX_K] = {0, 1, 2, 3};
-    double share[MAX_K], got[COUNT_CODES] = {0}, want[COUNT_CODES] = {0}, error = 0;
+    double share[MAX_K] = {1}, got[COUNT_CODES] = {0}, want[COUNT_CODES] = {0}, error = 0;
     normalise(w, k, share);
     every_order(w, order, 0, k, c->args.scheme, 1 / (k * share[0]), want);
     for (int code = 0; code < OUTCOMES; code++) {
