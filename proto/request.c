@@ -1,0 +1,351 @@
+#include "request.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+
+#include "../core/tokenizer.h"
+#include "../core/utf8.h"
+#include "draft.h"
+
+#define AT(member)   .offset = offsetof(struct draft, member)
+#define COUNT(table) ((int)(sizeof(table) / sizeof *(table)))
+
+enum { MAX_INT = 0x7fffffff };
+enum { PROPOSAL_AUTO, PROPOSAL_BASE, PROPOSAL_TWIST };
+static const char *const proposals[] = {"auto", "base", "twist", NULL};
+
+/* Temperatures below the least would overflow a logit, and are as good as 0. */
+#define TEMPERATURE_MIN 1e-3
+#define TEMPERATURE_MAX 1e3
+
+/* The fields of both requests. A new one is a member of struct draft and a line here. */
+/* clang-format off */
+#define PRIOR_FIELDS                                                                               \
+    {"model", FIELD_ANY, AT(model)},                                                               \
+    {"prompt", FIELD_ANY, AT(prompt)},                                                             \
+    {"special", FIELD_BOOL, AT(special)},                                                          \
+    {"potential", FIELD_ANY, AT(potential)},                                                       \
+    {"twist", FIELD_ANY, AT(twist)},                                                               \
+    {"min_tokens", FIELD_INT, AT(min_tokens), .min = 0, FIELD_LIMIT(max_tokens)},                  \
+    {"ignore_eos", FIELD_BOOL, AT(ignore_eos)},                                                    \
+    {"temperature", FIELD_NUMBER, AT(temperature), .min = 0, .max = TEMPERATURE_MAX},              \
+    {"top_k", FIELD_INT, AT(top_k), .min = 0, .max = MAX_INT},                                     \
+    {"top_p", FIELD_NUMBER, AT(top_p), .min = 1e-6, .max = 1}
+/* clang-format on */
+
+static const struct field sample_fields[] = {
+    PRIOR_FIELDS,
+    {"particles", FIELD_INT, AT(particles), .min = 1, FIELD_LIMIT(max_particles)},
+    {"max_tokens", FIELD_INT, AT(max_tokens), .min = 1, FIELD_LIMIT(max_tokens)},
+    {"stop", FIELD_ANY, AT(stop)},
+    {"segments", FIELD_ANY, AT(segments)},
+    {"seed", FIELD_ANY, AT(seed)},
+    {"proposal", FIELD_CHOICE, AT(proposal), .choices = proposals},
+    {"resampling", FIELD_ANY, AT(resampling)},
+    {"logprobs", FIELD_BOOL, AT(logprobs)},
+    {"stream", FIELD_BOOL, AT(stream)},
+    {"events", FIELD_ANY, AT(events)},
+};
+
+static const struct field score_fields[] = {
+    PRIOR_FIELDS,
+    {"completions", FIELD_ANY, AT(completions), .required = true},
+    {"per_token", FIELD_BOOL, AT(per_token)},
+};
+
+static const struct place body = {""};
+
+static struct place top(const char *name)
+{
+    return place_field(body, name);
+}
+
+static uint64_t random_bits(void)
+{
+    uint64_t bits;
+    ssize_t n;
+    do
+        n = getrandom(&bits, sizeof bits, 0);
+    while (n < 0 && errno == EINTR);
+    CHECK(n == sizeof bits);
+    return bits;
+}
+
+static int read_model(const struct reader *r, const json_t *value)
+{
+    if (!value)
+        return 0;
+    if (!json_is_string(value))
+        return wrong_type(r, top("model"), "a string", value);
+    if (!strcmp(json_string_value(value), r->info->model))
+        return 0;
+    err_field(r->err, "model", "\"%.80s\" is not loaded, \"%s\" is", json_string_value(value),
+              r->info->model);
+    r->err->code = ERR_NOT_FOUND;
+    return -1;
+}
+
+/* The prompt as text, for templates of judges: as it was written, or as its ids read. */
+static void keep_prompt(const struct reader *r, const json_t *value, struct job *j)
+{
+    if (json_is_string(value)) {
+        j->prompt_len = json_string_length(value);
+        j->prompt = arena_strdup(r->arena, json_string_value(value), j->prompt_len);
+        return;
+    }
+    struct buf bytes = {0}, text = {0};
+    for (int i = 0; i < j->prompt_ids.n; i++) {
+        size_t len;
+        const char *piece = tokenizer_piece(r->info->tokenizer, j->prompt_ids.id[i], &len);
+        buf_add(&bytes, piece, len);
+    }
+    utf8_sanitize(&text, bytes.data, bytes.len);
+    j->prompt_len = text.len;
+    j->prompt = text.len ? arena_strdup(r->arena, text.data, text.len) : "";
+    buf_free(&bytes);
+    buf_free(&text);
+}
+
+static int read_prompt(const struct reader *r, const json_t *value, struct job *j)
+{
+    json_t *empty = value ? NULL : json_string("");
+    const json_t *prompt = value ? value : empty;
+    int rc = model_text_read(r, top("prompt"), prompt, TOKENIZE_START, &j->prompt_ids);
+    if (!rc)
+        keep_prompt(r, prompt, j);
+    json_decref(empty);
+    if (!rc && !j->prompt_ids.n)
+        return err_field(r->err, "prompt",
+                         "is empty, and no BOS is added for this model; the first "
+                         "token needs at least one before it");
+    return rc;
+}
+
+static int set_prior(const struct reader *r, const struct draft *d, struct job *j)
+{
+    bool greedy = d->temperature == 0;
+    int vocab = r->info->config.vocab;
+    if (!greedy && d->temperature < TEMPERATURE_MIN)
+        return err_field(r->err, "temperature", "%.15g is neither 0 nor in %g..%g", d->temperature,
+                         TEMPERATURE_MIN, TEMPERATURE_MAX);
+    j->temperature = greedy ? 1 : (float)d->temperature;
+    j->top_k = greedy ? 1 : d->top_k < vocab ? d->top_k : 0;
+    j->top_p = (float)d->top_p;
+    j->min_tokens = d->min_tokens;
+    j->ignore_eos = d->ignore_eos;
+    return 0;
+}
+
+static int read_seed(const struct reader *r, const json_t *value, uint64_t *out)
+{
+    static const char expected[] = "an integer of 64 bits, or one as a string";
+    if (!value) {
+        *out = random_bits() >> 11; /* below 2^53: every JSON reader takes it exactly */
+        return 0;
+    }
+    if (json_is_string(value)) {
+        const char *s = json_string_value(value);
+        size_t digits = strspn(s + (*s == '-'), "0123456789");
+        errno = 0;
+        long long n = strtoll(s, NULL, 10);
+        *out = (uint64_t)n;
+        if (digits && digits + (*s == '-') == json_string_length(value) && !errno)
+            return 0;
+        return wrong_type(r, top("seed"), expected, value);
+    }
+    int64_t n;
+    /* A real beyond 2^53 is what is left of an integer that had no exact form. */
+    bool exact =
+        json_is_integer(value) || (json_is_real(value) && json_real_value(value) < 0x1p53 &&
+                                   json_real_value(value) > -0x1p53);
+    if (!exact || !json_to_integer(value, &n))
+        return wrong_type(r, top("seed"), expected, value);
+    *out = (uint64_t)n;
+    return 0;
+}
+
+static int read_resampling(const struct reader *r, const json_t *value, struct job *j)
+{
+    static const char *const schemes[] = {"systematic", "stratified", "multinomial", "residual",
+                                          NULL}; /* as enum resample_scheme */
+    struct resampling {
+        int scheme;
+        double ess_threshold;
+    } out = {(int)j->scheme, j->ess_threshold};
+    static const struct field fields[] = {
+        {"scheme", FIELD_CHOICE, offsetof(struct resampling, scheme), .choices = schemes},
+        {"ess_threshold", FIELD_NUMBER, offsetof(struct resampling, ess_threshold), .min = 0,
+         .max = 1},
+    };
+    if (value && fields_read(r, top("resampling"), value, fields, COUNT(fields), &out))
+        return -1;
+    j->scheme = (enum resample_scheme)out.scheme;
+    j->ess_threshold = out.ess_threshold;
+    return 0;
+}
+
+static int read_events(const struct reader *r, const json_t *value, struct job *j)
+{
+    static const char *const names[] = {"step", "resample", "sample", "particles", NULL};
+    bool *wanted[] = {&j->ev_step, &j->ev_resample, &j->ev_sample, &j->ev_particles};
+    if (!value)
+        return 0;
+    if (!json_is_array(value))
+        return wrong_type(r, top("events"), "an array", value);
+    for (int i = 0; names[i]; i++)
+        *wanted[i] = false;
+    for (size_t i = 0; i < json_array_size(value); i++) {
+        int which;
+        if (choice_read(r, place_index(top("events"), i), json_array_get(value, i), names, &which))
+            return -1;
+        *wanted[which] = true;
+    }
+    j->ev_step |= j->ev_particles; /* its texts travel in step events */
+    return 0;
+}
+
+static int set_proposal(const struct reader *r, int proposal, struct job *j)
+{
+    bool whole_vocabulary = j->twist.type == TWIST_FACTOR;
+    if (proposal == PROPOSAL_TWIST && !whole_vocabulary)
+        return err_field(r->err, "proposal",
+                         "\"twist\" needs a twist with values for the whole vocabulary: "
+                         "{\"type\":\"factor\"}");
+    j->base_proposal = proposal == PROPOSAL_BASE || !whole_vocabulary;
+    return 0;
+}
+
+static int read_completions(const struct reader *r, const json_t *value, struct job *j)
+{
+    if (!json_is_array(value))
+        return wrong_type(r, top("completions"), "an array of strings or arrays of token ids",
+                          value);
+    size_t n = json_array_size(value), max = (size_t)r->info->limits.max_completions;
+    if (!n)
+        return err_field(r->err, "completions", "is empty");
+    if (n > max)
+        return err_field(r->err, "completions", "%zu texts exceed the limit %zu", n, max);
+    j->completions = ARENA_NEW(r->arena, struct ids, n);
+    for (size_t i = 0; i < n; i++)
+        if (insert_read(r, place_index(top("completions"), i), json_array_get(value, i),
+                        &j->completions[i]))
+            return -1;
+    j->n_completions = (int)n;
+    return 0;
+}
+
+/* `longest` tokens at most follow the prompt, because of the field `why`. */
+static int check_fit(const struct reader *r, const struct draft *d, const struct job *j,
+                     int64_t longest, struct place why)
+{
+    int context = r->info->context;
+    if (j->prompt_ids.n >= context)
+        return err_field(r->err, "prompt", "%d tokens leave no room in the context of %d",
+                         j->prompt_ids.n, context);
+    if (longest > context - j->prompt_ids.n)
+        return err_field(r->err, why.s, "%lld tokens after a prompt of %d exceed the context of %d",
+                         (long long)longest, j->prompt_ids.n, context);
+    return potentials_fit(r, d->potential, j, j->prompt_ids.n + longest);
+}
+
+static int check_completions_fit(const struct reader *r, const struct draft *d, const struct job *j)
+{
+    int longest = 0;
+    for (int i = 1; i < j->n_completions; i++)
+        if (j->completions[i].n > j->completions[longest].n)
+            longest = i;
+    return check_fit(r, d, j, j->completions[longest].n,
+                     place_index(top("completions"), (size_t)longest));
+}
+
+/* What /v1/sample and /v1/score have in common. */
+static int make_target(struct reader *r, const struct draft *d, struct job *j)
+{
+    r->special = d->special;
+    if (read_model(r, d->model) || read_prompt(r, d->prompt, j) || set_prior(r, d, j) ||
+        potentials_read(r, d->potential, j) || twist_read(r, d->twist, j))
+        return -1;
+    return 0;
+}
+
+static int check_min_tokens(const struct reader *r, const struct job *j)
+{
+    int64_t drawn = segments_drawn(j);
+    if (j->min_tokens <= drawn)
+        return 0;
+    return err_field(r->err, "min_tokens", "%d exceeds the %lld tokens that may be drawn",
+                     j->min_tokens, (long long)drawn);
+}
+
+static int make_sample(struct reader *r, const struct draft *d, struct job *j)
+{
+    if (make_target(r, d, j) || set_proposal(r, d->proposal, j) ||
+        read_resampling(r, d->resampling, j) || read_seed(r, d->seed, &j->seed) ||
+        read_events(r, d->events, j) || segments_read(r, d, j) || check_min_tokens(r, j))
+        return -1;
+    j->particles = d->particles;
+    j->logprobs = d->logprobs;
+    return check_fit(r, d, j, segments_length(j), top(d->segments ? "segments" : "max_tokens"));
+}
+
+static int make_score(struct reader *r, const struct draft *d, struct job *j)
+{
+    if (make_target(r, d, j) || read_completions(r, d->completions, j))
+        return -1;
+    j->kind = JOB_SCORE;
+    j->per_token = d->per_token;
+    return check_completions_fit(r, d, j);
+}
+
+static void set_id(struct job *j, const char *prefix)
+{
+    snprintf(j->id, sizeof j->id, "%s-%016llx", prefix, (unsigned long long)random_bits());
+}
+
+int request_sample(struct job **out, struct request_opts *opts, const char *text, size_t len,
+                   const struct engine_info *info, struct err *err)
+{
+    json_t *json = body_parse(text, len, err);
+    if (!json)
+        return -1;
+    struct job *j = job_new();
+    struct reader r = {.arena = &j->arena, .info = info, .err = err};
+    struct draft d = {.temperature = 1, .top_p = 1, .particles = 16, .stream = true};
+    int rc = fields_read(&r, body, json, sample_fields, COUNT(sample_fields), &d);
+    if (!rc)
+        rc = make_sample(&r, &d, j);
+    json_decref(json);
+    if (rc) {
+        job_free(j);
+        return -1;
+    }
+    set_id(j, "smp");
+    opts->stream = d.stream;
+    *out = j;
+    return 0;
+}
+
+int request_score(struct job **out, const char *text, size_t len, const struct engine_info *info,
+                  struct err *err)
+{
+    json_t *json = body_parse(text, len, err);
+    if (!json)
+        return -1;
+    struct job *j = job_new();
+    struct reader r = {.arena = &j->arena, .info = info, .err = err};
+    struct draft d = {.temperature = 1, .top_p = 1};
+    int rc = fields_read(&r, body, json, score_fields, COUNT(score_fields), &d);
+    if (!rc)
+        rc = make_score(&r, &d, j);
+    json_decref(json);
+    if (rc) {
+        job_free(j);
+        return -1;
+    }
+    set_id(j, "scr");
+    *out = j;
+    return 0;
+}
