@@ -264,7 +264,7 @@ static int check_completions_fit(const struct reader *r, const struct draft *d, 
 /* What /v1/sample and /v1/score have in common. */
 static int make_target(struct reader *r, const struct draft *d, struct job *j)
 {
-    r->special = d->special;
+    r->special = j->special = d->special;
     if (read_model(r, d->model) || read_prompt(r, d->prompt, j) || set_prior(r, d, j) ||
         potentials_read(r, d->potential, j) || twist_read(r, d->twist, j))
         return -1;

@@ -377,7 +377,8 @@ static int64_t judge_length(const struct reader *r, struct place at, const struc
     struct tokens t = {0};
     int longest = 0;
     judge_fill(&filled, p, j->prompt, j->prompt_len, "", 0);
-    int rc = text_encode(r, at, filled.data, filled.len, TOKENIZE_START, &t);
+    int flags = TOKENIZE_START | (j->special ? TOKENIZE_SPECIAL : 0);
+    int rc = text_encode(r, at, filled.data ? filled.data : "", filled.len, flags, &t);
     for (int i = 0; i < p->judge.n_answers; i++)
         longest = p->judge.answer[i].n > longest ? p->judge.answer[i].n : longest;
     int64_t n = rc ? -1 : t.n + longest;
