@@ -8,12 +8,17 @@ TMPDIR=$(mktemp -d)
 export TMPDIR # what the tools below leave there goes with it
 server=
 
-clean_up() {
-    trap '' INT TERM HUP
+stop_server() {
     if [[ -n $server ]]; then
         kill "$server" 2> /dev/null || true
         wait "$server" 2> /dev/null || true
     fi
+    server=
+}
+
+clean_up() {
+    trap '' INT TERM HUP
+    stop_server
     rm -rf "$TMPDIR"
 }
 trap clean_up EXIT
@@ -62,6 +67,7 @@ url=$(< "$TMPDIR/out")
 
 echo
 python3 deploy/quickstart_request.py "$url"
+stop_server
 cat << TEXT
 
 The server is stopped again. To go on:
