@@ -4,15 +4,15 @@
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 
-stages=(rules unit python golden asan tsan fuzz)
+stages=(rules unit golden python asan tsan fuzz)
 
 usage() {
     cat <<TEXT
 usage: tests/run.sh [STAGE...]     all stages, or those named:
   rules    who includes whom, banned functions, format
   unit     release build without warnings, C tests
+  golden   real models against other implementations; fetches SmolLM2-135M-Instruct (95 MB) once
   python   tests against enumeration, of the program and over HTTP, on the release build
-  golden   the same model against other implementations: fetches SmolLM2-135M-Instruct (95 MB) once
   asan     C and HTTP tests under AddressSanitizer and UndefinedBehaviorSanitizer
   tsan     C and HTTP tests under ThreadSanitizer
   fuzz     every libFuzzer target for ${FUZZ_SECONDS:-30} s (FUZZ_SECONDS)
@@ -74,16 +74,9 @@ run_ctest() { # run_ctest PRESET [ARGUMENTS...]
 run_pytest() { # run_pytest PRESET PATHS...: against the program of that build
     local report=$logs/pytest-$1.xml
     rm -f "$report"
-    CLOTHO_BIN=$PWD/build/$1/clotho CLOTHO_BUILD=$PWD/build/$1 \
+    CLOTHO_BIN=$PWD/build/$1/clotho \
         "${fixed_addresses[@]}" "$venv/bin/python" -m pytest -q -ra --durations=5 --junitxml="$report" "${@:2}"
     count_report "$report" $?
-}
-
-python_tests() { # the folders of tests that hold Python tests, less those named
-    local folder
-    for folder in tests/*/; do
-        compgen -G "${folder}test_*.py" > /dev/null && [[ " $* " != *" $folder "* ]] && echo "$folder"
-    done
 }
 
 banned_functions() {
@@ -102,31 +95,29 @@ stage_rules() {
 
 stage_unit() {
     check build release
-    run_ctest release
-}
-
-stage_python() {
-    build release || return 1
-    mapfile -t folders < <(python_tests tests/golden/)
-    run_pytest release "${folders[@]}"
+    run_ctest release --exclude-regex golden
 }
 
 stage_golden() {
     build release || return 1
     CLOTHO_MODEL=$(deploy/fetch-model.sh) || return 1
     export CLOTHO_MODEL
-    run_pytest release tests/golden
+    run_ctest release --tests-regex golden
+}
+
+stage_python() {
+    build release && run_pytest release tests
 }
 
 stage_asan() {
     build asan || return 1
-    run_ctest asan
+    run_ctest asan --exclude-regex golden
     run_pytest asan tests/http
 }
 
 stage_tsan() {
     build tsan || return 1
-    run_ctest tsan
+    run_ctest tsan --exclude-regex golden
     run_pytest tsan tests/http
 }
 
