@@ -390,6 +390,7 @@ int linear_open(struct linear **out, enum act_type act, char *why, size_t why_si
     if (!l)
         return failed("out of memory", why, why_size);
     l->act = act;
+    keep_from_amx(); /* also when nobody asked for bf16: a later backend may */
     if (dnnl_engine_create(&l->engine, dnnl_cpu, 0) ||
         dnnl_stream_create(&l->stream, l->engine, dnnl_stream_default_flags)) {
         linear_close(l);
