@@ -14,3 +14,6 @@ size_t utf8_complete(const char *s, size_t n);
 void utf8_sanitize(struct buf *out, const char *s, size_t n);
 
 bool utf8_valid(const char *s, size_t n);
+
+/* Bytes of the character at the start of s; 0 if there is no whole, valid one. */
+size_t utf8_char(const char *s, size_t n);
