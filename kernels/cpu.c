@@ -327,15 +327,20 @@ static void threads_close(const struct cpu *c)
 
 /* ---- open and close ---- */
 
+/* The best level this CPU has. CLOTHO_CPU_LEVEL=base, v3 or v4 asks for at most that one: so one
+ * machine can test them all. */
 static const struct cpu_level *pick_level(void)
 {
+    const char *most = getenv("CLOTHO_CPU_LEVEL");
+    if (!most)
+        most = "v4";
 #ifdef __x86_64__
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vl"))
+    if (strcmp(most, "v4") == 0 && __builtin_cpu_supports("avx512f") &&
+        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
         return &cpu_level_v4;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-        __builtin_cpu_supports("bmi2"))
+    if (strcmp(most, "base") != 0 && __builtin_cpu_supports("avx2") &&
+        __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2"))
         return &cpu_level_v3;
 #endif
     return &cpu_level_base;

@@ -389,6 +389,7 @@ int linear_open(struct linear **out, enum act_type act, char *why, size_t why_si
     struct linear *l = calloc(1, sizeof *l);
     if (!l)
         return failed("out of memory", why, why_size);
+    keep_from_amx();
     l->act = act;
     keep_from_amx(); /* also when nobody asked for bf16: a later backend may */
     if (dnnl_engine_create(&l->engine, dnnl_cpu, 0) ||
