@@ -176,6 +176,16 @@ static const struct field *find(const struct field *table, int n, const char *na
     return NULL;
 }
 
+static int refuse_unknown(const struct reader *r, struct place at, const struct field *table, int n)
+{
+    char list[256] = "";
+    for (int i = 0; i < n; i++) {
+        size_t len = strlen(list);
+        snprintf(list + len, sizeof list - len, "%s%s", i ? ", " : "", table[i].name);
+    }
+    return err_field(r->err, at.s, "unknown field; there are %s", list);
+}
+
 int fields_read(const struct reader *r, struct place at, const json_t *object,
                 const struct field *table, int n, void *out)
 {
@@ -188,7 +198,7 @@ int fields_read(const struct reader *r, struct place at, const json_t *object,
         const struct field *f = find(table, n, name);
         struct place here = place_field(at, name);
         if (!f)
-            return err_field(r->err, here.s, "unknown field");
+            return refuse_unknown(r, here, table, n);
         if (!json_is_null(value) && read_member(r, here, f, value, (char *)out + f->offset))
             return -1;
     }

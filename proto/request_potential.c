@@ -1,6 +1,5 @@
 /* Potentials and twists. A potential's type picks a row of `types`: the fields it has, and how they
  * become a struct potential. A new type is a row, a table of fields and a function. */
-#define _GNU_SOURCE /* memmem */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
