@@ -9,10 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from support.make_model import Shape, make_model  # noqa: E402
 from support.reference import Model  # noqa: E402
-from support.server import Server, binary  # noqa: E402
-
-# One thread is quickest for tiny models and leaves the other cores to the tests themselves.
-TINY_FLAGS = ("--threads", "1")
+from support.server import TINY_FLAGS, Server, binary  # noqa: E402
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 READY_SECONDS = 60  # sanitizers and busy machines are slow
 STOP_SECONDS = 60
+# One thread is quickest for tiny models and leaves the other cores to the tests themselves.
+TINY_FLAGS = ("--threads", "1")
 
 
 def binary():
