@@ -102,17 +102,16 @@ static int op_weight_open(struct backend *b, struct weight **out, const struct w
                           int n_parts, int in, enum weight_use use)
 {
     struct weight *w = calloc(1, sizeof *w);
-    char why[sizeof b->why] = "out of memory";
-    int rc = -1;
+    int rc;
     if (!w)
-        return fail(b, why);
+        return fail(b, "out of memory");
     if (use == WEIGHT_TABLE)
         rc = table_open(&w->table, parts, n_parts, in);
     else
-        rc = linear_weight_open(cpu(b)->linear, &w->linear, parts, n_parts, in, why, sizeof why);
+        rc = linear_weight_open(cpu(b)->linear, &w->linear, parts, n_parts, in);
     if (rc) {
         free(w);
-        return fail(b, why);
+        return fail(b, "no memory for the weights, or no way to multiply with them row by row");
     }
     *out = w;
     return 0;
@@ -203,9 +202,8 @@ static int op_linear(struct backend *b, float *y, enum linear_out how, const voi
                      const struct weight *w, int n)
 {
     double start = now();
-    char why[sizeof b->why];
-    if (linear_run(cpu(b)->linear, y, how, x, w->linear, n, why, sizeof why))
-        fail(b, why);
+    if (linear_run(cpu(b)->linear, y, how, x, w->linear, n))
+        fail(b, "a matrix multiply failed");
     return done(b, OP_LINEAR, start);
 }
 
@@ -409,13 +407,14 @@ int cpu_open(struct backend **out, const struct backend_opts *o, char *why, size
     c->base.act = act;
     c->level = pick_level();
     threads_open(c, o->threads);
-    if (linear_open(&c->linear, act, why, why_size)) {
+    if (linear_open(&c->linear, act)) {
+        snprintf(why, why_size, "oneDNN does not work on this CPU");
         threads_close(c);
         free(c);
         return -1;
     }
     snprintf(c->base.device, sizeof c->base.device, "%d thread%s, %s, %s", c->threads,
-             c->threads == 1 ? "" : "s", c->level->name, linear_isa(act));
+             c->threads == 1 ? "" : "s", c->level->name, linear_isa(c->linear));
     *out = &c->base;
     return 0;
 }

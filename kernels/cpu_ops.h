@@ -83,18 +83,17 @@ void cpu_copy_rows(void *dst, const int32_t *dst_row, const void *src, const int
 void cpu_kv_copy(struct kv_store *, const int32_t *from, const int32_t *to, int n);
 void cpu_resample(const struct resample_args *, struct resample_out *out, int n);
 
-/* linear.c: the matrix multiply, on oneDNN. Functions that can fail return 0, or -1 with a line in
- * why. */
-struct linear; /* engine, and the primitives made so far */
-int linear_open(struct linear **out, enum act_type, char *why, size_t why_size);
+/* linear.c: the matrix multiply. Functions that can fail return 0 or -1. */
+struct linear;
+bool linear_has_bf16(void); /* this CPU multiplies bf16 natively */
+int linear_open(struct linear **out, enum act_type);
 void linear_close(struct linear *);
-bool linear_has_bf16(void);            /* this CPU multiplies bf16 natively */
-const char *linear_isa(enum act_type); /* "AMX bf16": for people */
+const char *linear_isa(const struct linear *); /* "AMX bf16": for people */
 int linear_weight_open(struct linear *, struct linear_weight **out, const struct weight_part *,
-                       int n_parts, int in, char *why, size_t why_size);
+                       int n_parts, int in);
 void linear_weight_close(struct linear_weight *);
 int linear_run(struct linear *, float *y, enum linear_out how, const void *x,
-               const struct linear_weight *, int n, char *why, size_t why_size);
+               const struct linear_weight *, int n);
 
 /* backend.c opens it through this. */
 int cpu_open(struct backend **out, const struct backend_opts *, char *why, size_t why_size);
