@@ -73,7 +73,7 @@ int smc_resample(struct population *p, struct backend *b, enum smc_priority by, 
 
 void smc_extend(struct population *p, int i, double log_p0, double log_q, double lpsi)
 {
-    if (log_p0 == -INFINITY) {
+    if (log_p0 == -INFINITY || log_q == -INFINITY) {
         p->L[i] = -INFINITY;
         p->status[i] = PARTICLE_DEAD;
         return;

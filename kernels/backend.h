@@ -114,10 +114,11 @@ struct propose_out { /* all logs natural; -inf allowed */
                         a twist */
     double lambda;   /* Λ = log Σ_v p0(v) ψ(v): 0 without a twist */
 };
+enum { PROPOSE_VOCAB_MAX = 1 << 20 };
 struct propose_args {
-    float *logits;      /* (n, vocab), overwritten */
-    const float *twist; /* (n, vocab) dense log ψ, or NULL */
-    int vocab;
+    float *logits;                    /* (n, vocab), overwritten */
+    const float *twist;               /* (n, vocab) dense log ψ, or NULL */
+    int vocab;                        /* <= PROPOSE_VOCAB_MAX */
     const struct prior *priors;       /* dev */
     const struct propose_row *rows;   /* dev (n) */
     const struct propose_draw *draws; /* dev (n_draws) */

@@ -75,7 +75,7 @@ void CPU_FN(rope_store)(enum act_type act, struct kv_store *, int layer, const s
 void CPU_FN(attend)(enum act_type act, const struct kv_store *, int layer,
                     const struct attend_args *, int n);
 void CPU_FN(swiglu)(enum act_type act, void *y, const float *gu, int n, int ffn);
-__attribute__((weak)) void CPU_FN(propose)(const struct propose_args *, int n);
+void CPU_FN(propose)(const struct propose_args *, int n);
 #endif
 
 void cpu_copy_rows(void *dst, const int32_t *dst_row, const void *src, const int32_t *src_row,

@@ -1,0 +1,449 @@
+/* Fused: a row of logits to its prior p0, its proposal q ∝ p0 ψ, and draws from either.
+ *
+ * A row is worked on in blocks that stay in the first-level cache. One pass gives each block's
+ * maximum and, in units of it, its sum of exponentials; put together in double these are the
+ * log-sum-exp, and they are all that a draw needs: the uniform picks a block, then a token within
+ * it, by the inverse of the cumulative distribution in order of ids. Only the picked block is read
+ * again. Blocks are fixed by the vocabulary, so a draw depends on its row and its uniform alone.
+ *
+ * Top-k and top-p keep the first so many tokens in the order of falling logits, lower ids first
+ * among equals: they are a threshold on the logits and the last id that is kept at it. The
+ * threshold is searched by bisection over the floats between two bounds, counting or weighing what
+ * lies above; nothing is sorted. What falls below is overwritten by -inf.
+ *
+ * Precision: values within a block are float, relative to the block's maximum; sums across blocks
+ * are double. Logs are off by at most 1e-5 max(1, |log|) from those of exact arithmetic on the same
+ * logits, and are of the very numbers that the draw used. */
+#include <float.h>
+#include <math.h>
+#include <stdbool.h>
+
+#include "cpu_ops.h"
+#include "num.h"
+#include "philox.h"
+
+enum {
+    BLOCK = 512, /* tokens; a multiple of VF */
+    BLOCKS_MAX = PROPOSE_VOCAB_MAX / BLOCK,
+    CANDIDATES_MAX = 16384, /* for a threshold; a flatter row is searched as a whole */
+};
+
+/* A distribution over the blocks. A token's value is the log of its share, in units of its block.
+ */
+struct blocks {
+    float max[BLOCKS_MAX];   /* what values are relative to; -inf: the block is empty */
+    float sum[BLOCKS_MAX];   /* Σ exp(value) */
+    float unit[BLOCKS_MAX];  /* log of the block's unit, relative to the largest; <= 0 */
+    float mass[BLOCKS_MAX];  /* sum exp(unit) */
+    double total, log_total; /* of mass; 0 and -inf if nothing is possible */
+    double top;              /* the largest log unit */
+};
+
+/* A row at work. */
+struct row {
+    float *x;           /* (vocab) logits */
+    const float *twist; /* (vocab) dense log ψ, or NULL */
+    const struct prior *prior;
+    int vocab, n_blocks;
+    float inv_t;
+    bool twisted;
+    struct blocks p; /* max is of x, a value is (x - max) / temperature */
+    struct blocks q; /* max is of p's value + log ψ, a value is that sum - max */
+};
+
+static int block_size(const struct row *r, int b)
+{
+    int left = r->vocab - b * BLOCK;
+    return left < BLOCK ? left : BLOCK;
+}
+
+/* Vector i of n numbers; the lanes beyond n are -inf. */
+static vf load(const float *x, int n, int i)
+{
+    return n - i >= VF ? vf_load(x + i) : vf_load_part(x + i, n - i, -INFINITY);
+}
+
+static float maximum(const float *x, int n)
+{
+    vf max = vf_set(-INFINITY);
+    for (int i = 0; i < n; i += VF)
+        max = vf_max(max, load(x, n, i));
+    return vf_hmax(max);
+}
+
+/* Σ exp((x - max) scale); 0 for a max of -inf. */
+static float sum_exp(const float *x, int n, float max, float scale)
+{
+    vf sum = vf_set(0), top = vf_set(fmaxf(max, -FLT_MAX));
+    for (int i = 0; i < n; i += VF)
+        sum += vf_exp((load(x, n, i) - top) * scale);
+    return vf_sum(sum);
+}
+
+/* Put the blocks together, given the logs of their units divided by scale. */
+static void add_up(struct blocks *s, const float *level, int n_blocks, float scale)
+{
+    float top = maximum(level, n_blocks);
+    s->total = 0;
+    for (int i = 0; top > -INFINITY && i < n_blocks; i += VF) {
+        int n = n_blocks - i < VF ? n_blocks - i : VF;
+        vf unit = (load(level, n_blocks, i) - top) * scale;
+        vf mass = vf_exp(unit) * vf_load_part(s->sum + i, n, 0);
+        vf_store_part(s->unit + i, unit, n);
+        vf_store_part(s->mass + i, mass, n);
+        for (int j = i; j < i + n; j++)
+            s->total += s->mass[j];
+    }
+    s->top = (double)top * scale;
+    s->log_total = s->total > 0 ? log(s->total) : -INFINITY;
+}
+
+/* ---- the prior ---- */
+
+static void add_bias(const struct row *r, bool ban_eos)
+{
+    for (int i = 0; i < r->prior->n_bias; i++)
+        r->x[r->prior->bias_id[i]] += r->prior->bias[i];
+    for (int i = 0; ban_eos && i < r->prior->n_eos; i++)
+        r->x[r->prior->eos_id[i]] = -INFINITY;
+}
+
+static void weigh_block(struct row *r, int b)
+{
+    const float *x = r->x + (size_t)b * BLOCK;
+    int n = block_size(r, b);
+    r->p.max[b] = maximum(x, n);
+    r->p.sum[b] = sum_exp(x, n, r->p.max[b], r->inv_t);
+}
+
+/* Floats in ascending order as integers in ascending order, and back. */
+static int32_t key_of(float f)
+{
+    int32_t i;
+    memcpy(&i, &f, sizeof i);
+    return i < 0 ? i ^ INT32_MAX : i;
+}
+
+static float of_key(int32_t key)
+{
+    int32_t i = key < 0 ? key ^ INT32_MAX : key;
+    float f;
+    memcpy(&f, &i, sizeof f);
+    return f;
+}
+
+/* Numbers among which a threshold is searched, and how they are weighed there. */
+struct search {
+    const float *x;
+    int n;
+    bool by_mass;     /* by Σ exp((x - max) scale), else by their count */
+    float max, scale; /* of by_mass */
+};
+
+static double count_from(const struct search *s, float threshold)
+{
+    vi count = {0};
+    for (int i = 0; i < s->n; i += VF)
+        count -= (vi)(load(s->x, s->n, i) >= threshold);
+    int64_t total = 0;
+    for (int i = 0; i < VF; i++)
+        total += count[i];
+    return (double)total;
+}
+
+static double mass_from(const struct search *s, float threshold)
+{
+    double total = 0;
+    for (int begin = 0; begin < s->n; begin += BLOCK) {
+        int end = s->n - begin < BLOCK ? s->n : begin + BLOCK;
+        vf sum = vf_set(0);
+        for (int i = begin; i < end; i += VF) {
+            vf x = load(s->x, s->n, i);
+            sum += vf_select(x >= threshold, vf_exp((x - s->max) * s->scale), vf_set(0));
+        }
+        total += vf_sum(sum);
+    }
+    return total;
+}
+
+static double amount_from(const struct search *s, float threshold)
+{
+    return s->by_mass ? mass_from(s, threshold) : count_from(s, threshold);
+}
+
+/* The largest threshold in [low, high] from which upwards there is at least `wanted`; low if there
+ * is none. */
+static float highest_threshold(const struct search *s, double wanted, float low, float high)
+{
+    int64_t lo = key_of(low), hi = key_of(high);
+    while (lo < hi) {
+        int64_t mid = hi - (hi - lo) / 2;
+        double amount = amount_from(s, of_key((int32_t)mid));
+        if (amount < wanted)
+            hi = mid - 1;
+        else
+            lo = mid;
+        if (amount == wanted)
+            break;
+    }
+    return of_key((int32_t)lo);
+}
+
+/* The numbers of the row from low upwards, copied together; or the row itself if they are too many.
+ */
+static void gather(const struct row *r, float low, float *candidates, struct search *s)
+{
+    int n = 0;
+    s->x = r->x;
+    s->n = r->vocab;
+    for (int b = 0; b < r->n_blocks; b++) {
+        if (r->p.max[b] < low)
+            continue;
+        if (n > CANDIDATES_MAX - BLOCK)
+            return;
+        const float *x = r->x + (size_t)b * BLOCK;
+        for (int i = 0; i < block_size(r, b); i++) {
+            candidates[n] = x[i];
+            n += x[i] >= low;
+        }
+    }
+    s->x = candidates;
+    s->n = n;
+}
+
+/* The id of the m-th token (from 1) whose logit is x; the last id if there are fewer. */
+static int id_of_equal(const struct row *r, float x, double m)
+{
+    for (int b = 0; b < r->n_blocks; b++) {
+        if (r->p.max[b] < x)
+            continue;
+        for (int v = b * BLOCK; v < b * BLOCK + block_size(r, b); v++)
+            if (r->x[v] == x && --m < 1)
+                return v;
+    }
+    return r->vocab - 1;
+}
+
+/* Keep what is above the threshold, and at it up to the id `last`. */
+static void cut(struct row *r, float threshold, int last)
+{
+    for (int b = 0; b < r->n_blocks; b++) {
+        for (int v = b * BLOCK; v < b * BLOCK + block_size(r, b); v++) {
+            bool kept = (r->x[v] > threshold) | ((r->x[v] == threshold) & (v <= last));
+            r->x[v] = kept ? r->x[v] : -INFINITY;
+        }
+        weigh_block(r, b);
+    }
+}
+
+static void keep_top_k(struct row *r)
+{
+    float candidates[CANDIDATES_MAX];
+    int k = r->prior->top_k;
+    float low = -INFINITY, high = maximum(r->p.max, r->n_blocks);
+    if (k <= r->n_blocks) { /* k blocks have a number of at least the k-th largest maximum */
+        struct search maxima = {.x = r->p.max, .n = r->n_blocks};
+        low = highest_threshold(&maxima, k, low, high);
+    }
+    struct search s = {0};
+    gather(r, low, candidates, &s);
+    float threshold = highest_threshold(&s, k, low, high);
+    double above = count_from(&s, nextafterf(threshold, INFINITY));
+    cut(r, threshold, id_of_equal(r, threshold, k - above));
+}
+
+/* Tokens below (1 - p) / vocab have less than 1 - p in all: what is kept lies above. Half of that
+ * leaves room for rounding. */
+static void keep_top_p(struct row *r)
+{
+    float candidates[CANDIDATES_MAX];
+    add_up(&r->p, r->p.max, r->n_blocks, r->inv_t);
+    if (r->p.total == 0)
+        return;
+    float high = maximum(r->p.max, r->n_blocks);
+    double negligible = 0.5 * (1 - (double)r->prior->top_p) * r->p.total / r->vocab;
+    float low = (float)(high + log(negligible) / r->inv_t);
+    double wanted = r->prior->top_p * r->p.total;
+    struct search s = {.by_mass = true, .max = high, .scale = r->inv_t};
+    gather(r, low, candidates, &s);
+    float threshold = highest_threshold(&s, wanted, low, high);
+    double above = mass_from(&s, nextafterf(threshold, INFINITY));
+    double each = exp(((double)threshold - high) * r->inv_t);
+    cut(r, threshold, id_of_equal(r, threshold, fmax(1, ceil((wanted - above) / each))));
+}
+
+static void make_prior(struct row *r, bool ban_eos)
+{
+    add_bias(r, ban_eos);
+    for (int b = 0; b < r->n_blocks; b++)
+        weigh_block(r, b);
+    if (r->prior->top_k > 0 && r->prior->top_k < r->vocab)
+        keep_top_k(r);
+    if (r->prior->top_p < 1)
+        keep_top_p(r);
+    add_up(&r->p, r->p.max, r->n_blocks, r->inv_t);
+}
+
+/* ---- the twist ---- */
+
+/* The first place in psi_id of an id >= v. */
+static int psi_place(const struct prior *prior, int v)
+{
+    int lo = 0, hi = prior->n_psi;
+    while (lo < hi) {
+        int mid = (lo + hi) / 2;
+        if (prior->psi_id[mid] < v)
+            lo = mid + 1;
+        else
+            hi = mid;
+    }
+    return lo;
+}
+
+static float log_psi(const struct row *r, int v)
+{
+    int i = psi_place(r->prior, v);
+    float psi = i < r->prior->n_psi && r->prior->psi_id[i] == v ? r->prior->psi[i] : 0;
+    return r->twist ? r->twist[v] + psi : psi;
+}
+
+/* p's values of block b. */
+static void prior_values(const struct row *r, int b, float *value)
+{
+    float top = fmaxf(r->p.max[b], -FLT_MAX);
+    for (int i = 0; i < block_size(r, b); i++)
+        value[i] = (r->x[b * BLOCK + i] - top) * r->inv_t;
+}
+
+/* p's values of block b plus log ψ. */
+static void twisted_values(const struct row *r, int b, float *value)
+{
+    int first = b * BLOCK, n = block_size(r, b);
+    float psi[BLOCK] = {0};
+    for (int i = psi_place(r->prior, first); i < r->prior->n_psi; i++) {
+        if (r->prior->psi_id[i] >= first + n)
+            break;
+        psi[r->prior->psi_id[i] - first] = r->prior->psi[i];
+    }
+    prior_values(r, b, value);
+    for (int i = 0; i < n; i++)
+        value[i] += r->twist ? r->twist[first + i] + psi[i] : psi[i];
+}
+
+static void make_proposal(struct row *r)
+{
+    float level[BLOCKS_MAX], value[BLOCK];
+    for (int b = 0; b < r->n_blocks; b++) {
+        int n = block_size(r, b);
+        twisted_values(r, b, value);
+        r->q.max[b] = maximum(value, n);
+        r->q.sum[b] = sum_exp(value, n, r->q.max[b], 1);
+        level[b] = r->p.total > 0 ? r->p.unit[b] + r->q.max[b] : -INFINITY;
+    }
+    add_up(&r->q, level, r->n_blocks, 1);
+}
+
+/* ---- draws ---- */
+
+static void values(const struct row *r, const struct blocks *s, int b, float *value)
+{
+    if (s == &r->p) {
+        prior_values(r, b, value);
+        return;
+    }
+    twisted_values(r, b, value);
+    float top = fmaxf(s->max[b], -FLT_MAX);
+    for (int i = 0; i < block_size(r, b); i++)
+        value[i] -= top;
+}
+
+/* The owner of the point in [0, total) of the masses in their order; a point that rounding puts at
+ * the end belongs to the last one that is not 0. *below: the masses before it. */
+static int owner(const float *mass, int n, double point, double *below)
+{
+    double sum = 0;
+    int last = -1;
+    for (int i = 0; i < n && sum <= point; i++) {
+        if (!(mass[i] > 0))
+            continue;
+        *below = sum;
+        sum += mass[i];
+        last = i;
+    }
+    return last;
+}
+
+static int draw(const struct row *r, const struct blocks *s, double u)
+{
+    float share[BLOCK];
+    double below = 0, total = 0, point = u * s->total;
+    int b = s->total > 0 ? owner(s->mass, r->n_blocks, point, &below) : -1;
+    if (b < 0)
+        return -1;
+    int n = block_size(r, b);
+    values(r, s, b, share);
+    for (int i = 0; i < n; i += VF) {
+        int part = n - i < VF ? n - i : VF;
+        vf_store_part(share + i, vf_exp(load(share, n, i)), part);
+    }
+    for (int i = 0; i < n; i++)
+        total += share[i];
+    return b * BLOCK + owner(share, n, (point - below) / s->mass[b] * total, &below);
+}
+
+static double log_share(const struct row *r, const struct blocks *s, int v)
+{
+    float value[BLOCK];
+    int b = v / BLOCK;
+    if (s->total == 0 || s->max[b] == -INFINITY)
+        return -INFINITY;
+    values(r, s, b, value);
+    return (double)s->unit[b] + value[v % BLOCK] - s->log_total;
+}
+
+static struct propose_out propose_one(const struct row *r, const struct propose_draw *d)
+{
+    const struct blocks *q = r->twisted && !r->prior->base_proposal ? &r->q : &r->p;
+    struct philox random = philox4x32(d->seed, d->step, d->particle, PHILOX_DRAW, 0);
+    struct propose_out out = {
+        .token = d->forced,
+        .log_p0 = -INFINITY,
+        .log_q = -INFINITY,
+        .lambda = r->p.total > 0 ? 0 : -INFINITY,
+    };
+    if (r->twisted && r->p.total > 0)
+        out.lambda = r->q.top + r->q.log_total - r->p.log_total;
+    if (d->forced < 0)
+        out.token = draw(r, q, philox_u01(random.v[0], random.v[1]));
+    if (out.token < 0)
+        return out;
+    out.log_p0 = log_share(r, &r->p, out.token);
+    out.log_q = q == &r->p ? out.log_p0 : log_share(r, q, out.token);
+    out.log_psi = r->twisted ? log_psi(r, out.token) : 0;
+    return out;
+}
+
+static void propose_row(const struct propose_args *a, int i)
+{
+    struct row r;
+    const struct propose_row *row = &a->rows[i];
+    r.x = a->logits + (size_t)i * (size_t)a->vocab;
+    r.twist = a->twist ? a->twist + (size_t)i * (size_t)a->vocab : NULL;
+    r.prior = &a->priors[row->prior];
+    r.vocab = a->vocab;
+    r.n_blocks = (a->vocab + BLOCK - 1) / BLOCK;
+    r.inv_t = 1 / r.prior->temperature;
+    r.twisted = r.twist || r.prior->n_psi > 0;
+    make_prior(&r, row->ban_eos);
+    if (r.twisted)
+        make_proposal(&r);
+    for (int j = row->first_draw; j < row->first_draw + row->n_draws; j++)
+        a->out[j] = propose_one(&r, &a->draws[j]);
+}
+
+void CPU_FN(propose)(const struct propose_args *a, int n)
+{
+#pragma omp parallel for schedule(dynamic)
+    for (int i = 0; i < n; i++)
+        propose_row(a, i);
+}
