@@ -1,6 +1,6 @@
 """Write tokenizer_smollm2.txt and tokenizer_stories260K.txt: texts and their token ids by independent tokenizers.
 
-    python3 -m venv v && v/bin/pip install gguf==0.19.0 tokenizers==0.22.1 sentencepiece==0.2.1 protobuf
+    python3 -m venv v && v/bin/pip install gguf==0.19.0 tokenizers==0.23.3 sentencepiece==0.2.3 protobuf==7.36.2
     v/bin/python make_tokenizer.py SmolLM2-135M-Instruct.Q4_1.gguf stories260K-F32.gguf
 
 The first uses Hugging Face's tokenizers with the vocabulary and merges of the GGUF file and, for each
@@ -45,7 +45,7 @@ PRE_TOKENIZERS = {  # name: definition, ignore_merges
 
 TEXTS = [
     "", " ", "  ", "\n", "\n\n \n", "\t\r\n x", "a", " a", "a ", "   three leading, three trailing   ",
-    "Hello, world!", "it's they're I'VE he'd'll 's 'S ''t", "1", " 12", "1234567 12.5e-3", "a1b22c333",
+    "Hello, world!", "it's they're I'VE he'd'll 's 'S ''t I'Day we'SET o'Tool a'Me", "1", " 12", "1234567 12.5e-3", "a1b22c333",
     "x  1", "tab\t\t7", "  9  ", "(1)[2]{3}", "http://a.b/c?d=e&f=g#h", "def f(x):\n\treturn x**2\n\n\n",
     "naïve café — “quoted” … ½ ¾ ⅷ ٣٤ １２", "Привет, мир! Ёлка", "日本語のテキスト、東京タワー", "한국어 문장",
     "مرحبا بالعالم", "हिन्दी में", "👩‍👩‍👧 🦙🚀 x̷̲", "a\u00a0b\u2003c\u3000 d", "\u180e\u200b \u0085x",
