@@ -185,7 +185,7 @@ static int read_heads(struct model_config *c, const struct gguf *g, struct err *
     if (c->n_heads % c->n_kv_heads != 0)
         return err_set(err, ERR_FILE, "%d attention heads do not share %d key heads evenly",
                        c->n_heads, c->n_kv_heads);
-    int value_length, even = c->dim / c->n_heads;
+    int value_length = 0, even = c->dim / c->n_heads;
     if (read_count(g, "llama.attention.key_length", 1024, even, &c->head_dim, err) != 0 ||
         read_count(g, "llama.attention.value_length", 1024, c->head_dim, &value_length, err) != 0)
         return -1;
