@@ -183,7 +183,7 @@ static int refuse_unknown(const struct reader *r, struct place at, const struct 
         size_t len = strlen(list);
         snprintf(list + len, sizeof list - len, "%s%s", i ? ", " : "", table[i].name);
     }
-    return err_field(r->err, at.s, "unknown field; there are %s", list);
+    return err_field(r->err, at.s, "unknown field (known: %s)", list);
 }
 
 int fields_read(const struct reader *r, struct place at, const json_t *object,

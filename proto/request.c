@@ -119,8 +119,7 @@ static int read_prompt(const struct reader *r, const json_t *value, struct job *
     json_decref(empty);
     if (!rc && !j->prompt_ids.n)
         return err_field(r->err, "prompt",
-                         "is empty, and no BOS is added for this model; the first "
-                         "token needs at least one before it");
+                         "is empty and gets no BOS; the first token needs one before it");
     return rc;
 }
 

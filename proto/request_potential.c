@@ -101,7 +101,8 @@ static int lexicon_key(const struct reader *r, struct place at, const char *key,
     struct tokens t = {0};
     int rc = text_encode(r, at, key, strlen(key), r->special ? TOKENIZE_SPECIAL : 0, &t);
     if (!rc && t.n != 1)
-        rc = err_field(r->err, at.s, "\"%.40s\" is %d tokens, not one", key, t.n);
+        rc = err_field(r->err, at.s,
+                       "\"%.40s\" is %d tokens, not one (\"#id\" is a token by its id)", key, t.n);
     if (!rc)
         *id = t.ids[0];
     free(t.ids);
