@@ -1,0 +1,133 @@
+/* A model with its KV pool and a batch, driven by hand: what tests need to ask for
+ * log-probabilities. Failures abort with file and line: there is nothing to go on with. */
+#pragma once
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "../core/kv.h"
+#include "../core/model.h"
+
+struct run {
+    const struct gguf *g;
+    struct backend *b;
+    struct model_config c;
+    struct model *m;
+    struct kv_pool *pool;
+    struct batch batch;
+    struct prior *priors; /* dev: RUN_PLAIN, RUN_GREEDY */
+    int max_rows, n_hidden;
+};
+
+enum { RUN_PLAIN, RUN_GREEDY, RUN_PRIORS };
+
+static inline void run_must(int rc, const struct err *err)
+{
+    if (rc != 0)
+        fprintf(stderr, "%s\n", err->msg);
+    CHECK(rc == 0);
+}
+
+static inline void run_open(struct run *r, const struct gguf *g, const char *dtype, int max_rows,
+                            int max_hidden, int n_pages)
+{
+    struct err err;
+    struct backend_opts backend = {.kind = "cpu", .dtype = dtype, .threads = 1};
+    *r = (struct run){.g = g, .max_rows = max_rows, .n_hidden = max_rows + max_hidden};
+    run_must(model_config_read(&r->c, g, "test.gguf", &err), &err);
+    if (backend_open(&r->b, &backend, err.msg, sizeof err.msg) != 0)
+        run_must(-1, &err);
+    int context = r->c.context < 8192 ? r->c.context : 8192;
+    struct model_opts opts = {max_rows, max_hidden, n_pages, context};
+    run_must(model_open(&r->m, r->b, g, &r->c, &opts, &err), &err);
+    run_must(kv_open(&r->pool, n_pages, &err), &err);
+    run_must(batch_open(&r->batch, max_rows, n_pages, &err), &err);
+    struct prior priors[RUN_PRIORS] = {
+        [RUN_PLAIN] = {.temperature = 1, .top_p = 1},
+        [RUN_GREEDY] = {.temperature = 1, .top_p = 1, .top_k = 1},
+    };
+    CHECK(r->b->ops->alloc(r->b, (void **)&r->priors, sizeof priors) == 0);
+    CHECK(r->b->ops->upload(r->b, r->priors, priors, sizeof priors) == 0);
+    CHECK(r->b->ops->download(r->b, priors, r->priors, sizeof priors) == 0);
+}
+
+static inline void run_close(struct run *r)
+{
+    r->b->ops->release(r->b, r->priors);
+    batch_close(&r->batch);
+    kv_close(r->pool);
+    model_close(r->m);
+    backend_close(r->b);
+}
+
+static inline struct kv_seq run_seq(const struct run *r)
+{
+    int cap = kv_pages_for(r->c.context < 8192 ? r->c.context : 8192);
+    struct kv_seq s = {.page = calloc((size_t)cap, sizeof(int32_t)), .cap = cap};
+    CHECK(s.page);
+    return s;
+}
+
+static inline void run_drop(struct run *r, struct kv_seq *s)
+{
+    kv_truncate(r->pool, s, 0);
+    free(s->page);
+}
+
+/* Put n tokens of a sequence into the batch; the last `wanted` ones' hidden states go to rows
+ * `hidden`, hidden + 1, … */
+static inline void run_add(struct run *r, struct kv_seq *s, const int32_t *tokens, int n,
+                           int wanted, int hidden)
+{
+    struct batch *b = &r->batch;
+    int32_t from, to;
+    CHECK(n <= r->max_rows - b->n && wanted <= n);
+    int first = s->n_tokens;
+    CHECK(kv_append(r->pool, s, n, b->slot + b->n, &from, &to) == 0);
+    if (from >= 0) {
+        b->cow_from[b->n_cow] = from;
+        b->cow_to[b->n_cow++] = to;
+    }
+    for (int i = 0; i < n; i++, b->n++) {
+        b->token[b->n] = tokens[i];
+        b->pos[b->n] = first + i;
+        b->seq[b->n] = b->n_seq;
+        if (i < n - wanted)
+            continue;
+        b->out_row[b->n_out] = b->n;
+        b->out_hidden[b->n_out++] = hidden++;
+    }
+    int at = b->page_start[b->n_seq];
+    CHECK(at + s->n_pages <= b->max_pages);
+    memcpy(b->page + at, s->page, (size_t)s->n_pages * sizeof *s->page);
+    b->page_start[++b->n_seq] = at + s->n_pages;
+}
+
+static inline void run_forward(struct run *r)
+{
+    struct err err;
+    run_must(model_forward(r->m, &r->batch, &err), &err);
+    batch_reset(&r->batch);
+}
+
+/* n rows of the hidden store from `hidden` on, each with `draws` draws under one prior; ids
+ * (n, draws) are the forced tokens, NULL: drawn. out (n, draws). */
+static inline void run_propose(struct run *r, int prior, int hidden, int n, int draws,
+                               const int32_t *ids, struct propose_out *out)
+{
+    struct err err;
+    int32_t *index = calloc((size_t)n, sizeof *index);
+    struct propose_row *rows = calloc((size_t)n, sizeof *rows);
+    struct propose_draw *asked = calloc((size_t)(n * draws), sizeof *asked);
+    CHECK(index && rows && asked);
+    for (int i = 0; i < n; i++) {
+        index[i] = hidden + i;
+        rows[i] = (struct propose_row){.prior = prior, .first_draw = i * draws, .n_draws = draws};
+    }
+    for (int i = 0; i < n * draws; i++)
+        asked[i] = (struct propose_draw){
+            .seed = 1, .particle = (uint32_t)(i % draws), .forced = ids ? ids[i] : -1};
+    run_must(model_propose(r->m, index, rows, n, asked, n * draws, r->priors, out, &err), &err);
+    free(index);
+    free(rows);
+    free(asked);
+}
