@@ -47,8 +47,8 @@ void model_close(struct model *);
 
 /* The rows of one forward. Filled by the engine, host memory, all arrays allocated by batch_open
  * for max_rows and reused. A model takes up to its own max_rows rows and sequences, each of up to
- * kv_pages_for(context) pages. A row is (token, position, sequence); its key and value go to its slot,
- * and it sees its sequence's tokens 0..pos. Rows of one sequence are in order of position. */
+ * kv_pages_for(context) pages. A row is (token, position, sequence); its key and value go to its
+ * slot, and it sees its sequence's tokens 0..pos. Rows of one sequence are in order of position. */
 struct batch {
     int n;          /* rows */
     int32_t *token; /* (n) */
@@ -75,8 +75,9 @@ void batch_reset(struct batch *); /* empty */
 int model_forward(struct model *, const struct batch *, struct err *err);
 
 /* Head and propose for rows of the hidden store; at most max_rows + max_hidden rows, and as many
- * draws. hidden, rows, draws and out are host memory; priors is dev. Runs in chunks of rows so that the logits stay small; returns when out is filled.
- * rows[i] belongs to hidden[i]; draws as rows[].first_draw, n_draws say. */
+ * draws. hidden, rows, draws and out are host memory; priors is dev. Runs in chunks of rows so that
+ * the logits stay small; returns when out is filled. rows[i] belongs to hidden[i]; draws as
+ * rows[].first_draw, n_draws say. */
 int model_propose(struct model *, const int32_t *hidden, const struct propose_row *rows, int n_rows,
                   const struct propose_draw *draws, int n_draws, const struct prior *priors,
                   struct propose_out *out, struct err *err);

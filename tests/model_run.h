@@ -13,9 +13,10 @@ struct run {
     struct model_config c;
     struct model *m;
     struct kv_pool *pool;
+    struct kv_account account;
     struct batch batch;
     struct prior *priors; /* dev: RUN_PLAIN, RUN_GREEDY */
-    int max_rows, n_hidden;
+    int max_rows;
 };
 
 enum { RUN_PLAIN, RUN_GREEDY, RUN_PRIORS };
@@ -32,7 +33,7 @@ static inline void run_open(struct run *r, const struct gguf *g, const char *dty
 {
     struct err err;
     struct backend_opts backend = {.kind = "cpu", .dtype = dtype, .threads = 1};
-    *r = (struct run){.g = g, .max_rows = max_rows, .n_hidden = max_rows + max_hidden};
+    *r = (struct run){.g = g, .max_rows = max_rows, .account = {0, n_pages}};
     run_must(model_config_read(&r->c, g, "test.gguf", &err), &err);
     if (backend_open(&r->b, &backend, err.msg, sizeof err.msg) != 0)
         run_must(-1, &err);
@@ -59,10 +60,12 @@ static inline void run_close(struct run *r)
     backend_close(r->b);
 }
 
-static inline struct kv_seq run_seq(const struct run *r)
+/* r stays where it is: the sequence points to its account. */
+static inline struct kv_seq run_seq(struct run *r)
 {
     int cap = kv_pages_for(r->c.context < 8192 ? r->c.context : 8192);
-    struct kv_seq s = {.page = calloc((size_t)cap, sizeof(int32_t)), .cap = cap};
+    int32_t *page = calloc((size_t)cap, sizeof *page);
+    struct kv_seq s = {.account = &r->account, .page = page, .cap = cap};
     CHECK(s.page);
     return s;
 }

@@ -1,14 +1,19 @@
 /* Log-probabilities against committed or given references: SmolLM2 as llama.cpp computes it
  * (smollm2.txt, see make_smollm2.c), and the small trained models of CLOTHO_TEST_DATA in float64.
  *
- * Bounds. The references are good to 3e-5 nats (llama.cpp's float32 against float64). Float32
- * sums in another order differ by a few 1e-5; 1e-3 leaves room and is far below any real mistake.
- * With bfloat16 matrices and activations (8 bits each) through 30 layers single rows are off by
- * some hundredths of a nat; the mean of |difference| is held to 0.05. */
+ * Bounds, in nats. The references are good to 3e-5 (llama.cpp's float32 against float64); float32
+ * here was off by 1e-5 on average, 9e-5 at worst. With bfloat16 matrices and activations (8 bits
+ * each) it was 0.023 and 0.25 on SmolLM2; the few numbers of the small models scatter more. */
 #include <jansson.h>
 
 #include "../check.h"
 #include "../model_run.h"
+
+struct bound {
+    double mean, worst;
+};
+static const struct bound f32_bound = {5e-5, 5e-4}, bf16_bound = {0.05, 0.5},
+                          small_bf16_bound = {0.1, 0.5};
 
 enum { MAX_ROWS = 128, TOP = 5, DRAWS = TOP + 1, GOLDEN_PAGES = 64 };
 
@@ -48,6 +53,12 @@ static void compare(struct run *r, const struct golden_row *rows, int n, struct 
         gaps->n++;
     }
     run_drop(r, &seq);
+}
+
+static void expect_within(const struct gaps *gaps, const struct bound *bound)
+{
+    EXPECT_NEAR(gaps->sum / gaps->n, 0, bound->mean);
+    EXPECT_NEAR(gaps->worst, 0, bound->worst);
 }
 
 /* ---- SmolLM2 ---- */
@@ -110,8 +121,7 @@ static bool test_smollm2(void)
         run_open(&r, g, bf16 ? "bf16" : "f32", MAX_ROWS, MAX_ROWS * TOP, GOLDEN_PAGES);
         compare_file(&r, &gaps);
         EXPECT_INT(gaps.n, 1392);
-        EXPECT_NEAR(gaps.sum / gaps.n, 0, bf16 ? 0.05 : 1e-4);
-        EXPECT_NEAR(gaps.worst, 0, bf16 ? 0.5 : 1e-3);
+        expect_within(&gaps, bf16 ? &bf16_bound : &f32_bound);
         run_close(&r);
     }
     gguf_close(g);
@@ -182,13 +192,12 @@ static void test_trained(const json_t *golden, bool bf16)
     run_must(gguf_open(&g, data_file(path, sizeof path, name), &err), &err);
     run_open(&r, g, bf16 ? "bf16" : "f32", MAX_ROWS, MAX_ROWS * TOP, GOLDEN_PAGES);
     compare(&r, rows, json_rows(json_object_get(golden, "steps"), rows), &gaps);
-    EXPECT(gaps.n >= 8 * TOP);
-    EXPECT_NEAR(gaps.sum / gaps.n, 0, bf16 ? 0.05 : 1e-4);
-    EXPECT_NEAR(gaps.worst, 0, bf16 ? 0.5 : 1e-3);
+    EXPECT_INT(gaps.n, 8 * TOP);
+    expect_within(&gaps, bf16 ? &small_bf16_bound : &f32_bound);
     int n = json_ints(json_object_get(golden, "ids"), ids, MAX_ROWS);
     int n_prompt = json_ints(json_object_get(golden, "prompt_ids"), prompt, MAX_ROWS);
     int misses = greedy_misses(&r, ids, n, n_prompt);
-    EXPECT(misses <= (bf16 ? n / 20 : 0)); /* bf16 may part at near ties */
+    EXPECT(misses <= (bf16 ? n / 16 : 0)); /* bf16 may part at near ties */
     run_close(&r);
     gguf_close(g);
 }
