@@ -448,6 +448,7 @@ static int bench_config(const struct config *c, struct err *err)
         if (counts[i] > c->max_particles || counts[i] > MAX_DRAWN / c->tokens)
             return err_field(err, "particles", "%d is more than fits", counts[i]);
     struct engine_opts opts = command_engine_opts(c);
+    opts.max_queue = 1; /* one run at a time */
     if (engine_open(&b.engine, &opts, err) != 0)
         return -1;
     int rc = bench(&b, c, counts, n, err);
