@@ -34,7 +34,6 @@ static const struct tensor_rule layer_rules[] = {
 enum {
     FILE_RULES = sizeof file_rules / sizeof *file_rules,
     LAYER_RULES = sizeof layer_rules / sizeof *layer_rules,
-    MAX_VOCAB = 1 << 22,
 };
 
 static int64_t side_length(const struct model_config *c, enum side side)
@@ -214,9 +213,9 @@ static int read_metadata(struct model_config *c, const struct gguf *g, struct er
     const struct gguf_tensor *embd = gguf_tensor(g, "token_embd.weight");
     if (!embd)
         return err_set(err, ERR_FILE, "tensor token_embd.weight is missing");
-    if (embd->dim[1] > MAX_VOCAB)
+    if (embd->dim[1] > PROPOSE_VOCAB_MAX)
         return err_set(err, ERR_FILE, "a vocabulary of %lld exceeds the limit %d",
-                       (long long)embd->dim[1], MAX_VOCAB);
+                       (long long)embd->dim[1], PROPOSE_VOCAB_MAX);
     c->vocab = (int)embd->dim[1];
     return 0;
 }
