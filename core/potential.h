@@ -7,9 +7,9 @@
 #include "buf.h"
 #include "job.h"
 
-/* A compiled pattern (PCRE2, UTF, matched against the whole text). Immutable; matching is safe from
- * one thread at a time (the engine's). Time and memory of a match are bounded; a match that exceeds
- * them counts as none. */
+/* A compiled pattern (PCRE2, UTF, matched against the whole text). Immutable; any thread may match.
+ * Time and memory of a match are bounded; a match that exceeds them counts as none. Broken UTF-8 in
+ * the text is matched as U+FFFD, as which it is sent. */
 int regex_open(struct regex **out, const char *pattern, size_t len, const char *param,
                struct err *err);
 void regex_close(struct regex *);
