@@ -67,7 +67,8 @@ void utf8_sanitize(struct buf *out, const char *s, size_t n)
         buf_puts(out, "\xef\xbf\xbd");
         good = 0;
     }
-    buf_add(out, s + n - good, good);
+    if (good) /* s may be NULL when n is 0 */
+        buf_add(out, s + n - good, good);
 }
 
 size_t utf8_char(const char *s, size_t n)
