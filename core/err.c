@@ -5,6 +5,14 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* Messages quote what others wrote: control characters become spaces, so that a line stays one. */
+static void one_line(char *s)
+{
+    for (; *s; s++)
+        if ((unsigned char)*s < ' ' || *s == 127)
+            *s = ' ';
+}
+
 int err_set(struct err *e, enum err_code code, const char *fmt, ...)
 {
     va_list ap;
@@ -13,6 +21,7 @@ int err_set(struct err *e, enum err_code code, const char *fmt, ...)
     va_start(ap, fmt);
     vsnprintf(e->msg, sizeof e->msg, fmt, ap);
     va_end(ap);
+    one_line(e->msg);
     return -1;
 }
 
@@ -25,6 +34,8 @@ int err_field(struct err *e, const char *param, const char *fmt, ...)
     va_start(ap, fmt);
     vsnprintf(e->msg + n, sizeof e->msg - (size_t)n, fmt, ap);
     va_end(ap);
+    one_line(e->param);
+    one_line(e->msg);
     return -1;
 }
 
