@@ -21,8 +21,9 @@ struct group {
     vf sum[GROUP];                               /* Σ p by lane */
     float max[GROUP];                            /* of all scores so far */
     float shrink[GROUP];                         /* e^(old max - new max) */
-    const unsigned char *page[CHUNK_PAGES];      /* this KV head's part of the chunk's pages */
-    int tokens;                                  /* of the chunk */
+    const unsigned char *page[CHUNK_PAGES + 2]; /* this KV head's part of the chunk's pages, and two
+more that are only prefetched */
+    int tokens;                                 /* of the chunk */
 };
 
 #define INLINE static inline __attribute__((always_inline))
@@ -41,15 +42,19 @@ INLINE void load_block(enum act_type act, const unsigned char *blocks, size_t i,
     }
 }
 
-/* p[h][first page's tokens ...] = q[h] · k for n_pages adjacent pages of the chunk. */
+/* p[h][first page's tokens ...] = q[h] · k for n_pages adjacent pages of the chunk. Pages lie
+ * anywhere in memory: the keys after these and the values of these are fetched on the way. */
 INLINE void score_pages(enum act_type act, int heads, int n_pages, struct group *g, int page,
                         int key_blocks)
 {
     vf even[2][GROUP] = {0}, odd[2][GROUP] = {0};
+    const size_t line = act == ACT_BF16 ? 64 : 128; /* bytes of a block */
     for (int i = 0; i < key_blocks; i++)
 #pragma GCC unroll 2
         for (int j = 0; j < n_pages; j++) {
             vf a, b;
+            __builtin_prefetch(g->page[page + j + 2] + (size_t)i * line);
+            __builtin_prefetch(g->page[page + j] + (size_t)(key_blocks + i) * line);
             load_block(act, g->page[page + j], (size_t)i, &a, &b);
 #pragma GCC unroll 4
             for (int h = 0; h < heads; h++) {
@@ -190,8 +195,10 @@ static void attend_group(enum act_type act, const struct kv_store *s, int layer,
     group_init(&g, heads, a->qkv + (size_t)row * width + head * hd, hd, a->scale);
     for (int left = a->pos[row] + 1; left > 0; left -= CHUNK, pages += CHUNK_PAGES) {
         g.tokens = left < CHUNK ? left : CHUNK;
-        for (int i = 0; i * KV_PAGE < g.tokens; i++)
+        int n_pages = (g.tokens + KV_PAGE - 1) / KV_PAGE;
+        for (int i = 0; i < n_pages; i++)
             g.page[i] = base + (size_t)pages[i] * s->page_bytes;
+        g.page[n_pages] = g.page[n_pages + 1] = g.page[0];
         add_chunk_table[act][heads - 1](&g, s);
     }
     group_store(&g, heads, act, a->out, (size_t)row * (size_t)(a->heads * hd) + (size_t)(head * hd),

@@ -1,62 +1,82 @@
 /* Rotary position embedding (Su et al. 2021) on adjacent pairs, and the store of keys and values.
  */
+#include <string.h>
+
 #include "cpu_ops.h"
 #include "num.h"
 
-/* Element (block, lane, half) of one head's part of a page; half 0 is vector a, 1 is b. */
-static void put(enum act_type act, unsigned char *head, size_t block, int lane, int half, float x)
-{
-    if (act == ACT_BF16)
-        ((bf16 *)head)[block * 32 + (size_t)(2 * lane + half)] = bf16_from_float(x);
-    else
-        ((float *)head)[block * 32 + (size_t)(VF * half + lane)] = x;
-}
-
-static void rotate(float *y, const float *x, const float *cos_sin, int rope_dim)
+/* y = x with the pairs of its first rope_dim elements rotated. y may be x. */
+static void rotate(float *y, const float *x, const float *cos_sin, int head_dim, int rope_dim)
 {
     for (int i = 0; i < rope_dim; i += 2) {
         float c = cos_sin[i], s = cos_sin[i + 1], a = x[i], b = x[i + 1];
         y[i] = a * c - b * s;
         y[i + 1] = a * s + b * c;
     }
+    for (int i = rope_dim; i < head_dim; i++)
+        y[i] = x[i];
 }
 
-static void store_key(enum act_type act, unsigned char *head, const float *k, int head_dim,
-                      const float *cos_sin, int rope_dim, int lane)
+/* Two bf16 in a word, as the layout of a page wants them (cpu_ops.h). */
+static uint32_t word(float a, float b)
 {
-    for (int i = 0; i < head_dim; i++) {
-        float pair[2] = {k[i], 0};
-        if (i < rope_dim)
-            rotate(pair, k + (i & ~1), cos_sin + (i & ~1), 2);
-        put(act, head, (size_t)(i / 2), lane, i & 1, i < rope_dim ? pair[i & 1] : k[i]);
+    return bf16_from_float(a) | (uint32_t)bf16_from_float(b) << 16;
+}
+
+/* k, of 2 key_blocks elements, becomes lane `token` of the keys. */
+static void store_key(enum act_type act, unsigned char *head, const struct kv_store *s,
+                      const float *k, int token)
+{
+    for (int i = 0; i < s->key_blocks; i++) {
+        unsigned char *block = head + (size_t)i * s->block_bytes;
+        if (act == ACT_BF16) {
+            ((uint32_t *)block)[token] = word(k[2 * i], k[2 * i + 1]);
+        } else {
+            ((float *)block)[token] = k[2 * i];
+            ((float *)block)[VF + token] = k[2 * i + 1];
+        }
     }
 }
 
-static void store_value(enum act_type act, unsigned char *values, const float *v, int head_dim,
-                        int value_blocks, int token)
+/* v, of 32 value_blocks elements, becomes row `token` of the values. */
+static void store_value(enum act_type act, unsigned char *head, const struct kv_store *s,
+                        const float *v, int token)
 {
-    for (int i = 0; i < head_dim; i++)
-        put(act, values, (size_t)(token * value_blocks + i / 32), i % VF, i / VF % 2, v[i]);
+    unsigned char *row = head + (size_t)(s->key_blocks + token * s->value_blocks) * s->block_bytes;
+    if (act == ACT_F32) {
+        memcpy(row, v, (size_t)s->value_blocks * s->block_bytes);
+        return;
+    }
+    for (int j = 0; j < s->value_blocks; j++, v += 2 * VF, row += s->block_bytes)
+        for (int i = 0; i < VF; i++)
+            ((uint32_t *)row)[i] = word(v[i], v[VF + i]);
+}
+
+/* Row i, KV head h and its query heads. */
+static void rope_store_head(enum act_type act, unsigned char *page, const struct kv_store *s,
+                            const struct rope_args *a, int i, int h)
+{
+    const int hd = a->head_dim, per_kv = a->heads / a->kv_heads;
+    const float *cos_sin = a->cos_sin + (size_t)a->pos[i] * (size_t)a->rope_dim;
+    float *q = a->qkv + (size_t)i * (size_t)(a->heads + 2 * a->kv_heads) * (size_t)hd;
+    const float *k = q + (a->heads + h) * hd, *v = k + a->kv_heads * hd;
+    unsigned char *head = page + (size_t)h * s->head_bytes;
+    float padded[CPU_HEAD_DIM_MAX + 2 * VF];
+    for (int j = h * per_kv; j < (h + 1) * per_kv; j++)
+        rotate(q + j * hd, q + j * hd, cos_sin, hd, a->rope_dim);
+    memset(padded + hd, 0, 2 * VF * sizeof *padded);
+    rotate(padded, k, cos_sin, hd, a->rope_dim);
+    store_key(act, head, s, padded, a->slot[i] % KV_PAGE);
+    memcpy(padded, v, sizeof *padded * (size_t)hd);
+    store_value(act, head, s, padded, a->slot[i] % KV_PAGE);
 }
 
 void CPU_FN(rope_store)(enum act_type act, struct kv_store *s, int layer, const struct rope_args *a,
                         int n)
 {
-    const int hd = a->head_dim;
-    const size_t row = (size_t)(a->heads + 2 * a->kv_heads) * (size_t)hd;
     unsigned char *base = s->data + (size_t)layer * s->layer_bytes;
 #pragma omp parallel for if (n > 4)
-    for (int i = 0; i < n; i++) {
-        float *q = a->qkv + (size_t)i * row, *k = q + a->heads * hd, *v = k + a->kv_heads * hd;
-        const float *cos_sin = a->cos_sin + (size_t)a->pos[i] * (size_t)a->rope_dim;
-        unsigned char *page = base + (size_t)(a->slot[i] / KV_PAGE) * s->page_bytes;
-        int token = a->slot[i] % KV_PAGE;
-        for (int h = 0; h < a->heads; h++)
-            rotate(q + h * hd, q + h * hd, cos_sin, a->rope_dim);
-        for (int h = 0; h < a->kv_heads; h++, page += s->head_bytes) {
-            store_key(act, page, k + h * hd, hd, cos_sin, a->rope_dim, token);
-            store_value(act, page + (size_t)s->key_blocks * s->block_bytes, v + h * hd, hd,
-                        s->value_blocks, token);
-        }
-    }
+    for (int i = 0; i < n; i++)
+        for (int h = 0; h < a->kv_heads; h++)
+            rope_store_head(act, base + (size_t)(a->slot[i] / KV_PAGE) * s->page_bytes, s, a, i, h);
 }
