@@ -15,7 +15,7 @@ struct bound {
 static const struct bound f32_bound = {5e-5, 5e-4}, bf16_bound = {0.05, 0.5},
                           small_bf16_bound = {0.1, 0.5};
 
-enum { MAX_ROWS = 128, TOP = 5, DRAWS = TOP + 1, GOLDEN_PAGES = 64 };
+enum { MAX_ROWS = 256, MAX_TEXTS = 8, TOP = 5, DRAWS = TOP + 1, GOLDEN_PAGES = 64 };
 
 /* What the reference says after a token: the five likeliest next ones, and the actual one. */
 struct golden_row {
@@ -29,17 +29,23 @@ struct gaps {
     int n;
 };
 
-/* All rows of a text in one chunk; the differences to the reference are added to gaps. */
-static void compare(struct run *r, const struct golden_row *rows, int n, struct gaps *gaps)
+/* Texts of these lengths in one batch; the differences to the reference are added to gaps. */
+static void compare(struct run *r, const struct golden_row *rows, const int *lengths, int n_texts,
+                    struct gaps *gaps)
 {
-    int32_t tokens[MAX_ROWS], ids[MAX_ROWS * DRAWS];
-    struct propose_out out[MAX_ROWS * DRAWS];
-    struct kv_seq seq = run_seq(r);
-    for (int i = 0; i < n; i++) {
-        tokens[i] = rows[i].token;
-        memcpy(ids + i * DRAWS, rows[i].id, sizeof rows[i].id);
+    static int32_t tokens[MAX_ROWS], ids[MAX_ROWS * DRAWS];
+    static struct propose_out out[MAX_ROWS * DRAWS];
+    struct kv_seq seq[MAX_TEXTS];
+    int n = 0;
+    for (int text = 0; text < n_texts; text++) {
+        for (int i = n; i < n + lengths[text]; i++) {
+            tokens[i] = rows[i].token;
+            memcpy(ids + i * DRAWS, rows[i].id, sizeof rows[i].id);
+        }
+        seq[text] = run_seq(r);
+        run_add(r, &seq[text], tokens + n, lengths[text], lengths[text], n);
+        n += lengths[text];
     }
-    run_add(r, &seq, tokens, n, n, 0);
     run_forward(r);
     run_propose(r, RUN_PLAIN, 0, n, DRAWS, ids, out);
     for (int i = 0; i < n * DRAWS; i++) {
@@ -52,7 +58,8 @@ static void compare(struct run *r, const struct golden_row *rows, int n, struct 
         gaps->sum += gap;
         gaps->n++;
     }
-    run_drop(r, &seq);
+    for (int text = 0; text < n_texts; text++)
+        run_drop(r, &seq[text]);
 }
 
 static void expect_within(const struct gaps *gaps, const struct bound *bound)
@@ -75,21 +82,22 @@ static bool read_row(FILE *f, struct golden_row *row)
 
 static void compare_file(struct run *r, struct gaps *gaps)
 {
-    struct golden_row rows[MAX_ROWS];
-    int n;
+    static struct golden_row rows[MAX_ROWS];
+    int lengths[MAX_TEXTS], n_texts = 0, n = 0, length;
     FILE *f = fopen(TEST_DATA "/golden/smollm2.txt", "r");
     CHECK(f);
-    while (fscanf(f, " text %d", &n) == 1) {
-        CHECK(n > 0 && n <= MAX_ROWS);
-        for (int i = 0; i < n; i++)
+    for (; fscanf(f, " text %d", &length) == 1; n += length) {
+        CHECK(n_texts < MAX_TEXTS && length > 0 && length <= MAX_ROWS - n);
+        lengths[n_texts++] = length;
+        for (int i = n; i < n + length; i++)
             CHECK(read_row(f, &rows[i]));
-        for (int i = 0; i < n; i++)
-            rows[i].id[TOP] = rows[i + 1 < n ? i + 1 : i].token;
-        rows[n - 1].log_p[TOP] = NAN;
-        compare(r, rows, n, gaps);
+        for (int i = n; i < n + length; i++)
+            rows[i].id[TOP] = rows[i + 1 < n + length ? i + 1 : i].token;
+        rows[n + length - 1].log_p[TOP] = NAN;
     }
     CHECK(feof(f));
     fclose(f);
+    compare(r, rows, lengths, n_texts, gaps);
 }
 
 static bool find_smollm2(char *path, size_t size)
@@ -191,7 +199,8 @@ static void test_trained(const json_t *golden, bool bf16)
     const char *name = json_string_value(json_object_get(golden, "file"));
     run_must(gguf_open(&g, data_file(path, sizeof path, name), &err), &err);
     run_open(&r, g, bf16 ? "bf16" : "f32", MAX_ROWS, MAX_ROWS * TOP, GOLDEN_PAGES);
-    compare(&r, rows, json_rows(json_object_get(golden, "steps"), rows), &gaps);
+    int length = json_rows(json_object_get(golden, "steps"), rows);
+    compare(&r, rows, &length, 1, &gaps);
     EXPECT_INT(gaps.n, 8 * TOP);
     expect_within(&gaps, bf16 ? &small_bf16_bound : &f32_bound);
     int n = json_ints(json_object_get(golden, "ids"), ids, MAX_ROWS);

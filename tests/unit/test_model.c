@@ -358,49 +358,179 @@ static void test_one_row_many_ways(const char *dtype)
     buf_free(&file);
 }
 
-/* ---- variants of the file change the numbers as they should ---- */
+/* ---- against the formulas, in double ---- */
 
-/* log p of four tokens after a text that begins at position 0; the pages before are not used. */
-static void log_p_of(const struct flaw *flaw, const int32_t *tokens, int n, double out[ASKED])
+/* The forward pass as one would write it on a blackboard, over the whole text at every position. */
+struct naive {
+    const struct gguf *g;
+    double position_scale, factor[ROPE_DIM / 2];
+    double x[LENGTH][DIM], q[LENGTH][HEADS * HEAD_DIM];
+    double k[LENGTH][KV_HEADS * HEAD_DIM], v[LENGTH][KV_HEADS * HEAD_DIM];
+};
+
+static const float *weights(const struct naive *m, int layer, const char *name)
 {
+    char full[64];
+    if (layer < 0)
+        snprintf(full, sizeof full, "%s.weight", name);
+    else
+        snprintf(full, sizeof full, "blk.%d.%s.weight", layer, name);
+    const struct gguf_tensor *t = gguf_tensor(m->g, full);
+    return t ? t->data : NULL;
+}
+
+static void multiply(double *y, const float *w, const double *x, int in, int out)
+{
+    for (int i = 0; i < out; i++) {
+        y[i] = 0;
+        for (int j = 0; j < in; j++)
+            y[i] += (double)w[i * in + j] * x[j];
+    }
+}
+
+static void norm(double *y, const double *x, const float *w)
+{
+    double sum = 0;
+    for (int i = 0; i < DIM; i++)
+        sum += x[i] * x[i];
+    for (int i = 0; i < DIM; i++)
+        y[i] = x[i] / sqrt(sum / DIM + 1e-5) * (double)w[i];
+}
+
+static void rotate(const struct naive *m, double *heads, int n_heads, int pos)
+{
+    for (int h = 0; h < n_heads; h++) {
+        for (int i = 0; i < ROPE_DIM / 2; i++) {
+            double *pair = heads + h * HEAD_DIM + 2 * i, a = pair[0], b = pair[1];
+            double angle = pos / m->position_scale * pow(10000, -2.0 * i / ROPE_DIM) / m->factor[i];
+            pair[0] = a * cos(angle) - b * sin(angle);
+            pair[1] = a * sin(angle) + b * cos(angle);
+        }
+    }
+}
+
+static double dot(const double *a, const double *b)
+{
+    double sum = 0;
+    for (int i = 0; i < HEAD_DIM; i++)
+        sum += a[i] * b[i];
+    return sum;
+}
+
+static void naive_attention(struct naive *m, int layer, int n)
+{
+    double h[DIM], out[HEADS * HEAD_DIM], y[DIM];
+    for (int t = 0; t < n; t++) {
+        norm(h, m->x[t], weights(m, layer, "attn_norm"));
+        multiply(m->q[t], weights(m, layer, "attn_q"), h, DIM, HEADS * HEAD_DIM);
+        multiply(m->k[t], weights(m, layer, "attn_k"), h, DIM, KV_HEADS * HEAD_DIM);
+        multiply(m->v[t], weights(m, layer, "attn_v"), h, DIM, KV_HEADS * HEAD_DIM);
+        rotate(m, m->q[t], HEADS, t);
+        rotate(m, m->k[t], KV_HEADS, t);
+    }
+    for (int t = 0; t < n; t++) {
+        memset(out, 0, sizeof out);
+        for (int head = 0; head < HEADS; head++) {
+            int kv = head / (HEADS / KV_HEADS) * HEAD_DIM;
+            double p[LENGTH], sum = 0;
+            for (int s = 0; s <= t; s++) {
+                p[s] = exp(dot(m->q[t] + head * HEAD_DIM, m->k[s] + kv) / sqrt(HEAD_DIM));
+                sum += p[s];
+            }
+            for (int s = 0; s <= t; s++)
+                for (int i = 0; i < HEAD_DIM; i++)
+                    out[head * HEAD_DIM + i] += p[s] / sum * m->v[s][kv + i];
+        }
+        multiply(y, weights(m, layer, "attn_output"), out, HEADS * HEAD_DIM, DIM);
+        for (int i = 0; i < DIM; i++)
+            m->x[t][i] += y[i];
+    }
+}
+
+static void naive_mlp(struct naive *m, int layer, int n)
+{
+    double h[DIM], gate[FFN], up[FFN], y[DIM];
+    for (int t = 0; t < n; t++) {
+        norm(h, m->x[t], weights(m, layer, "ffn_norm"));
+        multiply(gate, weights(m, layer, "ffn_gate"), h, DIM, FFN);
+        multiply(up, weights(m, layer, "ffn_up"), h, DIM, FFN);
+        for (int i = 0; i < FFN; i++)
+            gate[i] *= up[i] / (1 + exp(-gate[i]));
+        multiply(y, weights(m, layer, "ffn_down"), gate, FFN, DIM);
+        for (int i = 0; i < DIM; i++)
+            m->x[t][i] += y[i];
+    }
+}
+
+/* log p of every next token after the text. */
+static void naive_log_p(struct naive *m, const int32_t *tokens, int n, double log_p[VOCAB])
+{
+    double h[DIM], sum = 0;
+    const float *embd = weights(m, -1, "token_embd"), *head = weights(m, -1, "output");
+    for (int t = 0; t < n; t++)
+        for (int i = 0; i < DIM; i++)
+            m->x[t][i] = (double)embd[tokens[t] * DIM + i];
+    for (int layer = 0; layer < LAYERS; layer++) {
+        naive_attention(m, layer, n);
+        naive_mlp(m, layer, n);
+    }
+    norm(h, m->x[n - 1], weights(m, -1, "output_norm"));
+    multiply(log_p, head ? head : embd, h, DIM, VOCAB);
+    for (int i = 0; i < VOCAB; i++)
+        sum += exp(log_p[i]);
+    for (int i = 0; i < VOCAB; i++)
+        log_p[i] -= log(sum);
+}
+
+static void expect_formulas(const struct flaw *flaw, const char *dtype, double mean_gap)
+{
+    static struct naive m;
     struct buf file = {0};
     struct gguf *g;
     struct err err;
     struct run r;
+    int32_t tokens[LENGTH], ids[VOCAB];
+    struct propose_out out[VOCAB];
+    double want[VOCAB], gap = 0;
     write_model(&file, flaw);
     run_must(gguf_open_memory(&g, file.data, file.len, &err), &err);
-    run_open(&r, g, "f32", ROWS, ROWS * ASKED, 16);
+    m = (struct naive){.g = g, .position_scale = 1};
+    if (same(flaw->key, "llama.rope.scaling.factor"))
+        m.position_scale = (double)flaw->real;
+    const float *factor = weights(&m, -1, "rope_freqs");
+    for (int i = 0; i < ROPE_DIM / 2; i++)
+        m.factor[i] = factor ? (double)factor[i] : 1;
+    random_tokens(tokens, LENGTH, 4);
+    naive_log_p(&m, tokens, LENGTH, want);
+
+    run_open(&r, g, dtype, LENGTH, VOCAB, 16);
     struct kv_seq s = run_seq(&r);
-    run_add(&r, &s, tokens, n, 1, 0);
+    run_add(&r, &s, tokens, LENGTH, 1, 0);
     run_forward(&r);
-    ask(&r, 0, 1, out);
+    for (int i = 0; i < VOCAB; i++)
+        ids[i] = i;
+    run_propose(&r, RUN_PLAIN, 0, 1, VOCAB, ids, out);
+    for (int i = 0; i < VOCAB; i++)
+        gap += fabs(out[i].log_p0 - want[i]) / VOCAB;
+    EXPECT_NEAR(gap, 0, mean_gap);
     run_drop(&r, &s);
     run_close(&r);
     gguf_close(g);
     buf_free(&file);
 }
 
-static void test_variants(void)
+static void test_formulas(void)
 {
-    static const struct flaw plain = {0}, tied = {.tied = true}, scaled = {.scaled = true},
-                             linear = {.key = "llama.rope.scaling.factor", .real = 4},
-                             none = {.key = "llama.rope.scaling.type", .text = "none"};
-    const struct flaw *different[] = {&tied, &scaled, &linear};
-    int32_t tokens[LENGTH];
-    double want[ASKED], got[ASKED];
-    random_tokens(tokens, LENGTH, 4);
-    log_p_of(&plain, tokens, LENGTH, want);
-    log_p_of(&none, tokens, LENGTH, got);
-    expect_same(got, want, 1);
-    for (int i = 0; i < 3; i++) {
-        log_p_of(different[i], tokens, LENGTH, got);
-        EXPECT(fabs(got[0] - want[0]) > 1e-4);
-    }
-    /* A single token stands at angle 0, whatever the scaling. */
-    log_p_of(&plain, tokens, 1, want);
-    for (int i = 1; i < 3; i++) {
-        log_p_of(different[i], tokens, 1, got);
-        expect_same(got, want, 1);
+    static const struct flaw variants[] = {
+        {0},
+        {.tied = true},
+        {.scaled = true},
+        {.key = "llama.rope.scaling.factor", .real = 4},
+        {.key = "llama.rope.scaling.type", .text = "none"},
+    };
+    for (size_t i = 0; i < sizeof variants / sizeof *variants; i++) {
+        expect_formulas(&variants[i], "f32", 5e-5);
+        expect_formulas(&variants[i], "bf16", 0.15); /* weights and logits here are large */
     }
 }
 
@@ -432,7 +562,7 @@ int main(void)
     test_config();
     test_one_row_many_ways("f32");
     test_one_row_many_ways("bf16");
-    test_variants();
+    test_formulas();
     test_bad_rope_factors();
     return test_failures();
 }
