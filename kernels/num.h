@@ -87,11 +87,11 @@ NUM_FN vf vf_exp(vf x)
     vf biased = x * log2e + round_bias;
     vf k = biased - round_bias;
     vf r = (x - k * ln2_hi) - k * ln2_lo;
-    vf p = vf_set(0x1.6c16c2p-10f); /* Taylor to degree 6: the remainder is 3e-8 at |r| = 0.347 */
-    p = p * r + 0x1.111112p-7f;
-    p = p * r + 0x1.555556p-5f;
-    p = p * r + 0x1.555556p-3f;
-    p = p * r + 0x1p-1f;
+    vf p = vf_set(0x1.6a23cep-10f); /* minimax for 1 + r + r² q(r): off by 4e-9 at most */
+    p = p * r + 0x1.123a2p-7f;
+    p = p * r + 0x1.5558f2p-5f;
+    p = p * r + 0x1.555492p-3f;
+    p = p * r + 0x1.fffffcp-2f;
     p = p * r + 1.0f;
     p = p * r + 1.0f;
     vi scale = ((vi)biased + 127) << 23; /* the bias' own bits fall off the top */
