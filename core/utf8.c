@@ -67,8 +67,7 @@ void utf8_sanitize(struct buf *out, const char *s, size_t n)
         buf_puts(out, "\xef\xbf\xbd");
         good = 0;
     }
-    if (good) /* s may be NULL when n is 0 */
-        buf_add(out, s + n - good, good);
+    buf_add(out, good ? s + n - good : "", good); /* s may be NULL when n is 0 */
 }
 
 size_t utf8_char(const char *s, size_t n)

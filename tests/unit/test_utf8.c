@@ -136,7 +136,10 @@ static void test_known(void)
     utf8_sanitize(&out, s, sizeof s - 1);
     EXPECT_STR(out.data, "\ufffd\ufffd\ufffd\ufffd\x41");
     buf_free(&out);
-    EXPECT_INT(utf8_complete("", 0), 0);
+    utf8_sanitize(&out, NULL, 0);
+    EXPECT_STR(out.data, "");
+    buf_free(&out);
+    EXPECT_INT(utf8_complete(NULL, 0), 0);
     EXPECT_INT(utf8_complete("a\xf0\x9f\xa6", 4), 1);
     EXPECT_INT(utf8_complete("a\xf0\x9f\xa6\x99", 5), 5);
     EXPECT(utf8_valid("", 0) && utf8_valid("a\0b", 3) && !utf8_valid("\xed\xa0\x80", 3));

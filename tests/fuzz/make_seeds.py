@@ -1,0 +1,68 @@
+"""Write the seeds of fuzz_gguf and fuzz_tokenizer: small files that reach every branch of the happy path.
+
+    python tests/fuzz/make_seeds.py
+"""
+import sys
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+from support import gguf  # noqa: E402
+
+METADATA = {  # the keys that fuzz_gguf asks for
+    "general.alignment": (gguf.U32, 32),
+    "a": (gguf.U64, 7),
+    "b": (gguf.F64, 0.5),
+    "c": (gguf.STRING, "text"),
+    "d": (gguf.ARRAY, (gguf.STRING, ["", "x"])),
+    "e": (gguf.ARRAY, (gguf.F32, [1.0, 2.0])),
+    "f": (gguf.ARRAY, (gguf.I32, [-1])),
+    "g": (gguf.ARRAY, (gguf.ARRAY, [(gguf.U8, [1]), (gguf.STRING, ["y"])])),
+    "h": (gguf.BOOL, True),
+}
+
+
+def write_gguf(folder):
+    row, small = np.linspace(-1, 1, 32).reshape(1, 32), np.ones((2, 3))
+    gguf.write(folder / "empty", {}, {})
+    gguf.write(folder / "metadata", METADATA, {})
+    for kind in ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"):
+        gguf.write(folder / kind, {}, {"t": (row, kind), "u": (small, "F32")})
+    for kind in ("Q4_K", "Q5_K", "Q6_K"):  # a block's bytes, under another type
+        ident, elements, size = gguf.TENSOR_TYPES[kind]
+        path = folder / kind
+        gguf.write(path, {}, {"t": (np.ones((size + 3) // 4), "F32")})
+        raw = bytearray(path.read_bytes())
+        at = raw.index(b"t\x01\0\0\0") + 5
+        raw[at:at + 12] = elements.to_bytes(8, "little") + ident.to_bytes(4, "little")
+        path.write_bytes(raw)
+
+
+def tokenizer_input(kind, flags, tokens, merges, text):
+    """The layout is described in fuzz_tokenizer.c."""
+    string = lambda s: bytes([len(s.encode())]) + s.encode()
+    head = bytes([kind, flags, len(tokens), len(merges)])
+    return (head + b"".join(bytes([type_]) + string(s) for s, type_ in tokens)
+            + b"".join(map(string, merges)) + text.encode())
+
+
+def write_tokenizer(folder):
+    bpe = [("<|s|>", 3), ("<u>", 4), ("</s>", 3), ("th", 1), ("the", 1), ("Ġthe", 1)]
+    merges = ["t h", "th e", "Ġ the"]
+    text = "the  the\n 12é'll <|s|>there<u> 中文\t\t"
+    for pre in range(6):
+        (folder / f"bpe{pre}").write_bytes(tokenizer_input(4 | pre << 3, 3, bpe, merges, text))
+    spm = [("<unk>", 2), ("<s>", 3), ("</s>", 3), ("▁", 1), ("t", 9), ("▁t", 17), ("he", 25), ("h", 1),
+           ("e", 1), ("▁the", 33), ("<u>", 4)]
+    (folder / "spm").write_bytes(tokenizer_input(5, 3, spm, [], text))
+    (folder / "spm_crossing").write_bytes(tokenizer_input(5, 3, spm + [("e▁", 1)], [], text))
+    (folder / "bare_bpe").write_bytes(tokenizer_input(2, 3, [("a", 0), ("b", 0), ("</s>", 0)], [], "ab ba"))
+    (folder / "bare_spm").write_bytes(tokenizer_input(7, 1, spm, [], text))
+
+
+for name, write in (("gguf", write_gguf), ("tokenizer", write_tokenizer)):
+    (HERE / "seeds" / name).mkdir(parents=True, exist_ok=True)
+    write(HERE / "seeds" / name)
