@@ -108,7 +108,6 @@ struct run {
     int n_work, outstanding;
     struct phi phi;
     bool phi_final;
-    int due; /* draws until the potential twist is evaluated next */
     /* scratch of population size */
     const struct seq **redraw;
     int *redraw_particle;

@@ -1,0 +1,433 @@
+/* The engine as its callers see it: what a job says, that nothing changes what it says (other jobs,
+ * small batches, a KV cache too small to hold it), and that every sink is closed exactly once,
+ * however a job ends. The numbers themselves are checked against enumeration elsewhere. Run in a
+ * debug build, each step also checks the page tables. */
+#include "../../core/engine.h"
+
+#include <pthread.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "../../core/buf.h"
+#include "../../kernels/philox.h"
+#include "../check.h"
+#include "../gguf_write.h"
+
+enum {
+    DIM = 16,
+    LAYERS = 2,
+    HEADS = 4,
+    KV_HEADS = 2,
+    HEAD_DIM = 4,
+    FFN = 24,
+    VOCAB = 11,
+    CONTEXT = 256
+};
+
+/* ---- a model of random weights
+ * ------------------------------------------------------------------- */
+
+static void put_matrix(struct gguf_write *w, const char *name, int rows, int columns,
+                       uint32_t *seed, float scale)
+{
+    float *data = calloc((size_t)rows * (size_t)columns, sizeof *data);
+    for (int i = 0; i < rows * columns; i++) {
+        struct philox r = philox4x32(5, (*seed)++, 0, 0, 0);
+        data[i] = scale * (float)(2 * philox_u01(r.v[0], r.v[1]) - 1);
+    }
+    int64_t dims[2] = {columns, rows};
+    gguf_write_tensor(w, name, 0, 2, dims, data, (size_t)rows * (size_t)columns * sizeof *data);
+    free(data);
+}
+
+static void put_norm(struct gguf_write *w, const char *name)
+{
+    float ones[DIM];
+    for (int i = 0; i < DIM; i++)
+        ones[i] = 1;
+    int64_t dims[1] = {DIM};
+    gguf_write_tensor(w, name, 0, 1, dims, ones, sizeof ones);
+}
+
+static void put_metadata(struct gguf_write *w)
+{
+    static const char *const pieces[VOCAB] = {"<s>", "</s>", "a", "b", "c",           "d",
+                                              "e",   "f",    "g", "h", "\xe2\x96\x81"};
+    static const int32_t types[VOCAB] = {3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+    static const float scores[VOCAB];
+    gguf_write_string(w, "general.architecture", "llama");
+    gguf_write_string(w, "general.name", "test");
+    gguf_write_u32(w, "llama.context_length", CONTEXT);
+    gguf_write_u32(w, "llama.embedding_length", DIM);
+    gguf_write_u32(w, "llama.block_count", LAYERS);
+    gguf_write_u32(w, "llama.feed_forward_length", FFN);
+    gguf_write_u32(w, "llama.attention.head_count", HEADS);
+    gguf_write_u32(w, "llama.attention.head_count_kv", KV_HEADS);
+    gguf_write_f32(w, "llama.attention.layer_norm_rms_epsilon", 1e-5f);
+    gguf_write_string(w, "tokenizer.ggml.model", "llama");
+    gguf_write_strings(w, "tokenizer.ggml.tokens", pieces, VOCAB);
+    gguf_write_f32s(w, "tokenizer.ggml.scores", scores, VOCAB);
+    gguf_write_i32s(w, "tokenizer.ggml.token_type", types, VOCAB);
+    gguf_write_u32(w, "tokenizer.ggml.bos_token_id", 0);
+    gguf_write_u32(w, "tokenizer.ggml.eos_token_id", 1);
+}
+
+static char model_path[] = "/tmp/clotho-test-engine-XXXXXX";
+
+static void write_model(void)
+{
+    struct gguf_write w = {0};
+    uint32_t seed = 0;
+    char name[64];
+    put_metadata(&w);
+    put_matrix(&w, "token_embd.weight", VOCAB, DIM, &seed, 1);
+    for (int l = 0; l < LAYERS; l++) {
+        static const struct {
+            const char *name;
+            int rows, columns;
+        } m[] = {{"attn_q", HEADS * HEAD_DIM, DIM},
+                 {"attn_k", KV_HEADS * HEAD_DIM, DIM},
+                 {"attn_v", KV_HEADS * HEAD_DIM, DIM},
+                 {"attn_output", DIM, HEADS * HEAD_DIM},
+                 {"ffn_gate", FFN, DIM},
+                 {"ffn_up", FFN, DIM},
+                 {"ffn_down", DIM, FFN}};
+        for (size_t i = 0; i < sizeof m / sizeof *m; i++) {
+            snprintf(name, sizeof name, "blk.%d.%s.weight", l, m[i].name);
+            put_matrix(&w, name, m[i].rows, m[i].columns, &seed, 0.8f);
+        }
+        snprintf(name, sizeof name, "blk.%d.attn_norm.weight", l);
+        put_norm(&w, name);
+        snprintf(name, sizeof name, "blk.%d.ffn_norm.weight", l);
+        put_norm(&w, name);
+    }
+    put_norm(&w, "output_norm.weight");
+    struct buf file = {0};
+    gguf_write_end(&w, &file);
+    int fd = mkstemp(model_path);
+    EXPECT(fd >= 0 && write(fd, file.data, file.len) == (ssize_t)file.len);
+    close(fd);
+    buf_free(&file);
+}
+
+/* ---- jobs and what they say
+ * ------------------------------------------------------------------------- */
+
+struct record {
+    pthread_mutex_t mutex;
+    pthread_cond_t ended;
+    int closed, n_events, n_samples, n_steps, n_resamples;
+    int stop_after; /* events, then the sink asks to cancel; 0: never */
+    bool done, failed;
+    double log_z, weight_sum;
+    struct buf samples; /* the bytes of all samples */
+};
+
+static int record_event(void *user, const struct event *e)
+{
+    struct record *r = user;
+    pthread_mutex_lock(&r->mutex);
+    int n = ++r->n_events;
+    r->n_steps += e->type == EVENT_STEP;
+    r->n_resamples += e->type == EVENT_RESAMPLE;
+    if (e->type == EVENT_SAMPLE) {
+        EXPECT_INT(e->sample.index, r->n_samples++);
+        r->weight_sum += e->sample.weight;
+        buf_printf(&r->samples, "%s %a %a %a %a\n", e->sample.text.len ? e->sample.text.s : "",
+                   e->sample.log_weight, e->sample.weight, e->sample.log_p, e->sample.log_phi);
+        buf_add(&r->samples, e->sample.tokens, (size_t)e->sample.n_tokens * sizeof(int32_t));
+    }
+    if (e->type == EVENT_DONE) {
+        r->done = true;
+        r->log_z = e->done.log_z;
+    }
+    r->failed |= e->type == EVENT_ERROR;
+    pthread_mutex_unlock(&r->mutex);
+    return r->stop_after && n >= r->stop_after;
+}
+
+static void record_closed(void *user)
+{
+    struct record *r = user;
+    pthread_mutex_lock(&r->mutex);
+    r->closed++;
+    pthread_cond_signal(&r->ended);
+    pthread_mutex_unlock(&r->mutex);
+}
+
+static void record_init(struct record *r)
+{
+    *r = (struct record){0};
+    pthread_mutex_init(&r->mutex, NULL);
+    pthread_cond_init(&r->ended, NULL);
+}
+
+static void record_wait(struct record *r)
+{
+    pthread_mutex_lock(&r->mutex);
+    while (!r->closed)
+        pthread_cond_wait(&r->ended, &r->mutex);
+    pthread_mutex_unlock(&r->mutex);
+}
+
+static void record_free(struct record *r)
+{
+    EXPECT_INT(r->closed, 1);
+    buf_free(&r->samples);
+    pthread_mutex_destroy(&r->mutex);
+    pthread_cond_destroy(&r->ended);
+}
+
+static const int32_t PROMPT[] = {0, 2, 3, 4, 2, 5};
+
+static struct job *new_job(int particles, int max_tokens, uint64_t seed)
+{
+    struct job *j = job_new();
+    j->prompt = "abcad";
+    j->prompt_len = 5;
+    j->prompt_ids = (struct ids){PROMPT, 6};
+    j->particles = particles;
+    j->seed = seed;
+    j->segments = ARENA_NEW(&j->arena, struct segment, 1);
+    j->segments[0] = (struct segment){.type = SEGMENT_SAMPLE, .max_tokens = max_tokens};
+    j->n_segments = 1;
+    return j;
+}
+
+static void add_potentials(struct job *j, bool continuation)
+{
+    static const int32_t ids[] = {3, 5, 7};
+    static const float bias[] = {1.5f, -2, 0.7f};
+    static const int32_t text[] = {4, 2};
+    j->potentials = ARENA_NEW(&j->arena, struct potential, 2);
+    j->potentials[j->n_potentials++] =
+        (struct potential){.type = POTENTIAL_LEXICON, .weight = 1, .lexicon = {ids, bias, 3}};
+    if (continuation)
+        j->potentials[j->n_potentials++] = (struct potential){
+            .type = POTENTIAL_CONTINUATION, .weight = 0.5, .continuation = {text, 2}};
+}
+
+/* A mixed bag, by number. */
+static struct job *job_of_kind(int kind, int particles, int max_tokens, uint64_t seed)
+{
+    struct job *j = new_job(particles, max_tokens, seed);
+    if (kind > 0)
+        add_potentials(j, kind >= 2);
+    if (kind == 1 || kind == 3) {
+        j->twist.type = TWIST_FACTOR;
+        j->base_proposal = false;
+        j->ess_threshold = 0.9;
+    }
+    if (kind == 4) {
+        j->twist = (struct twist){TWIST_POTENTIAL, 3, 0.5};
+        j->ess_threshold = 1;
+    }
+    return j;
+}
+enum { KINDS = 5 };
+
+static void submit(struct engine *e, struct job *j, struct record *r)
+{
+    uint64_t handle;
+    struct err err;
+    struct sink sink = {record_event, record_closed, r};
+    if (engine_submit(e, j, sink, &handle, &err) == 0)
+        return;
+    fprintf(stderr, "%s\n", err.msg);
+    EXPECT(!"submitted");
+    job_free(j);
+    record_closed(r);
+}
+
+static void run(struct engine *e, struct job *j, struct record *r)
+{
+    record_init(r);
+    submit(e, j, r);
+    record_wait(r);
+}
+
+static struct engine *open_engine(int batch_rows, size_t kv_bytes)
+{
+    struct engine_opts opts = {.model_path = model_path,
+                               .backend = {"cpu", "f32", 1},
+                               .batch_rows = batch_rows,
+                               .max_particles = 512,
+                               .max_queue = 64,
+                               .kv_bytes = kv_bytes,
+                               .limits = LIMITS_DEFAULT};
+    struct engine *e;
+    struct err err;
+    if (engine_open(&e, &opts, &err) != 0 || engine_wait_ready(e, &err) != 0) {
+        fprintf(stderr, "%s\n", err.msg);
+        exit(1);
+    }
+    return e;
+}
+
+/* ---- tests
+ * --------------------------------------------------------------------------------------------- */
+
+static void test_plain_sampling(struct engine *e)
+{
+    struct record r;
+    run(e, job_of_kind(0, 8, 12, 3), &r);
+    EXPECT(r.done && !r.failed);
+    EXPECT_INT(r.n_samples, 8);
+    EXPECT(r.n_steps >= 1 && r.n_steps <= 12);
+    EXPECT_INT(r.n_resamples, 0);
+    EXPECT(r.log_z == 0); /* exactly: nothing is weighed */
+    EXPECT_NEAR(r.weight_sum, 1, 1e-12);
+    record_free(&r);
+}
+
+static void expect_same(const struct record *got, const struct record *want)
+{
+    EXPECT(got->done);
+    EXPECT_INT(got->samples.len, want->samples.len);
+    EXPECT(got->samples.len == want->samples.len &&
+           memcmp(got->samples.data, want->samples.data, want->samples.len) == 0);
+}
+
+/* A page holds 16 tokens of 2 layers, 2 heads of 4 floats, keys and values: 2 KiB. 14 pages hold a
+ * prompt and the whole length of two particles, hardly more. */
+enum { SMALL_KV = 14 * 2048 };
+
+static void test_nothing_changes_the_samples(struct engine *e)
+{
+    struct engine *small_batch = open_engine(7, 0), *small_kv = open_engine(64, SMALL_KV);
+    for (int kind = 0; kind < KINDS; kind++) {
+        struct record want, again, rows, pages;
+        run(e, job_of_kind(kind, 24, 40, 11), &want);
+        run(e, job_of_kind(kind, 24, 40, 11), &again);
+        run(small_batch, job_of_kind(kind, 24, 40, 11), &rows);
+        run(small_kv, job_of_kind(kind, 24, 40, 11), &pages);
+        EXPECT(kind == 0 || want.log_z != 0);
+        expect_same(&again, &want);
+        expect_same(&rows, &want);
+        expect_same(&pages, &want);
+        record_free(&want);
+        record_free(&again);
+        record_free(&rows);
+        record_free(&pages);
+    }
+    struct engine_stats stats;
+    engine_stats(small_kv, &stats);
+    EXPECT(stats.recomputed_tokens > 0); /* the small cache did not hold them */
+    EXPECT_INT(stats.kv_pages_used, 0);
+    engine_close(small_batch);
+    engine_close(small_kv);
+}
+
+static void test_could_never_fit(void)
+{
+    struct engine *e = open_engine(64, 4 * 2048);
+    struct job *j = new_job(2, 200, 1);
+    struct err err;
+    uint64_t handle;
+    struct record r;
+    record_init(&r);
+    EXPECT_INT(engine_submit(e, j, (struct sink){record_event, record_closed, &r}, &handle, &err),
+               -1);
+    EXPECT_INT(err.code, ERR_INVALID);
+    EXPECT_STR(err.param, "max_tokens");
+    EXPECT_INT(r.closed, 0);
+    job_free(j);
+    record_closed(&r);
+    record_free(&r);
+    engine_close(e);
+}
+
+struct client {
+    struct engine *engine;
+    int id;
+    pthread_t thread;
+};
+
+/* Submits jobs of all kinds, lets some run, has some cancelled by their sink and some by the
+ * caller. */
+static void *client_main(void *arg)
+{
+    struct client *c = arg;
+    for (int i = 0; i < 30; i++) {
+        struct philox random = philox4x32(99, (uint32_t)c->id, (uint32_t)i, 0, 0);
+        struct record r;
+        record_init(&r);
+        r.stop_after = random.v[0] % 3 == 0 ? 1 + (int)(random.v[1] % 9) : 0;
+        struct job *j =
+            job_of_kind((int)(random.v[2] % KINDS), 1 + (int)(random.v[3] % 20), 12, random.v[1]);
+        struct err err;
+        uint64_t handle;
+        struct sink sink = {record_event, record_closed, &r};
+        if (engine_submit(c->engine, j, sink, &handle, &err) == 0) {
+            if (random.v[0] % 3 == 1)
+                engine_cancel(c->engine, handle);
+            record_wait(&r);
+        } else {
+            EXPECT_INT(err.code, ERR_BUSY);
+            job_free(j);
+            record_closed(&r);
+        }
+        record_free(&r);
+    }
+    return NULL;
+}
+
+static void test_amid_others(struct engine *e)
+{
+    enum { CLIENTS = 6 };
+    struct client c[CLIENTS];
+    struct record want[KINDS], got;
+    for (int kind = 0; kind < KINDS; kind++)
+        run(e, job_of_kind(kind, 16, 24, 5), &want[kind]);
+    for (int i = 0; i < CLIENTS; i++) {
+        c[i] = (struct client){.engine = e, .id = i};
+        pthread_create(&c[i].thread, NULL, client_main, &c[i]);
+    }
+    for (int i = 0; i < 3 * KINDS; i++) {
+        run(e, job_of_kind(i % KINDS, 16, 24, 5), &got);
+        expect_same(&got, &want[i % KINDS]);
+        record_free(&got);
+    }
+    for (int i = 0; i < CLIENTS; i++)
+        pthread_join(c[i].thread, NULL);
+    for (int kind = 0; kind < KINDS; kind++)
+        record_free(&want[kind]);
+    EXPECT_INT(engine_jobs(e), 0);
+}
+
+static void test_drain_and_close(void)
+{
+    enum { N = 12 };
+    struct engine *e = open_engine(64, 0);
+    struct record r[N];
+    for (int i = 0; i < N; i++) {
+        record_init(&r[i]);
+        submit(e, job_of_kind(i % KINDS, 16, 100, (uint64_t)i), &r[i]);
+    }
+    engine_drain(e);
+    struct job *late = new_job(1, 1, 1);
+    struct err err;
+    uint64_t handle;
+    EXPECT_INT(engine_submit(e, late, (struct sink){0}, &handle, &err), -1);
+    EXPECT_INT(err.code, ERR_UNAVAILABLE);
+    job_free(late);
+    record_wait(&r[0]); /* draining lets jobs finish … */
+    EXPECT(r[0].done);
+    engine_close(e); /* … closing does not, but every sink is closed */
+    for (int i = 0; i < N; i++)
+        record_free(&r[i]);
+}
+
+int main(void)
+{
+    write_model();
+    struct engine *e = open_engine(64, 0);
+    test_plain_sampling(e);
+    test_nothing_changes_the_samples(e);
+    test_amid_others(e);
+    engine_close(e);
+    test_could_never_fit();
+    test_drain_and_close();
+    unlink(model_path);
+    return test_failures();
+}
