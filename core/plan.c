@@ -406,6 +406,9 @@ static bool make_room(struct run *r, int self)
     for (int i = r->k - 1; i >= 0; i--) {
         if (r->p[i].seq.done && give_up(r, &r->p[i].seq))
             return true;
+    for (int i = 0; i < r->n_work; i++)
+        if (r->work[i]->done && give_up(r, r->work[i]))
+            return true;
     }
     for (int i = r->n_work - 1; i > self; i--)
         if (give_up(r, r->work[i]))
