@@ -3,7 +3,6 @@
  * opened.
  *
  * Threads are OpenMP's, forked from the thread that opened the backend. */
-#define _GNU_SOURCE /* sched_setaffinity */
 #include <omp.h>
 #include <sched.h>
 #include <stdio.h>
