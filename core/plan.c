@@ -396,22 +396,18 @@ static bool give_up(struct run *r, struct seq *s)
     return freed;
 }
 
-/* Free pages of the account so that `work[self]` can go on. First of those that need nothing in
+/* Free pages of the account so that `work[self]` can go on. Of those that need nothing more in
  * this phase, then of those behind it in line; never of those before it, so the first in line
  * always gets through. */
 static bool make_room(struct run *r, int self)
 {
     if (r->cow_step == r->m->step)
         return false; /* pages about to be copied from must not change hands in this step */
-    for (int i = r->k - 1; i >= 0; i--) {
+    for (int i = r->k - 1; i >= 0; i--)
         if (r->p[i].seq.done && give_up(r, &r->p[i].seq))
             return true;
-    for (int i = 0; i < r->n_work; i++)
-        if (r->work[i]->done && give_up(r, r->work[i]))
-            return true;
-    }
-    for (int i = r->n_work - 1; i > self; i--)
-        if (give_up(r, r->work[i]))
+    for (int i = r->n_work - 1; i >= 0; i--)
+        if ((i > self || r->work[i]->done) && give_up(r, r->work[i]))
             return true;
     return false;
 }
