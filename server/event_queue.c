@@ -33,6 +33,8 @@ static void part(struct walk *w, const void **pointer, size_t bytes)
 
 static void part_string(struct walk *w, const char **s)
 {
+    if (!*s)
+        return;
     const char *text = w->what == FIND ? (const char *)w->at + w->bytes : *s;
     PART(w, *s, strlen(text) + 1);
 }

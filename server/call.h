@@ -1,0 +1,77 @@
+/* One HTTP request, from its first line to the end of its answer. HTTP thread only. What returns
+ * enum MHD_Result is what libmicrohttpd's handler is to return. */
+#pragma once
+#include <stdbool.h>
+
+#include <microhttpd.h>
+
+#include "../config/config.h"
+#include "../core/buf.h"
+#include "../core/engine.h"
+#include "auth.h"
+#include "metrics.h"
+#include "stream.h"
+
+/* What requests are served from. */
+struct service {
+    const struct config *config;
+    struct engine *engine;
+    struct metrics *metrics;
+    struct auth *auth;
+};
+
+enum { REQUEST_ID_MAX = 128 };
+
+/* An answer that is known from the headers, and given when the body is through: a client that is
+ * still sending would not read it. */
+struct refusal {
+    int status; /* 0: none */
+    struct buf json;
+    const char *allow; /* 405: the methods that the path knows */
+};
+
+struct call {
+    const struct service *service;
+    struct http *http;
+    struct link *link; /* its connection */
+    struct MHD_Connection *connection;
+    const struct route *route;  /* NULL: no such path or method */
+    char method[16], path[128]; /* for the log: cut, and cleaned */
+    char id[REQUEST_ID_MAX + 1];
+    double started, deadline;
+    bool has_headers, http_1_1, is_answered;
+    struct buf body;
+    size_t discarded; /* bytes of the body of a refused request */
+    struct refusal refusal;
+    int status; /* of the answer; 0: none yet */
+    bool saw_event;
+    struct stream *stream; /* the job's, once submitted */
+};
+
+/* ---- the connection's side (http.c) */
+
+struct call *call_open(struct http *, const struct service *, struct link *,
+                       struct MHD_Connection *, const char *uri);
+enum MHD_Result call_headers(struct call *, const char *method, const char *path,
+                             const char *version);
+enum MHD_Result call_body(struct call *, const char *bytes, size_t n);
+enum MHD_Result call_answer(struct call *); /* the body is through; again after each resume */
+void call_close(struct call *);             /* logs and counts it */
+
+/* ---- the routes' side */
+
+const char *call_header(const struct call *, const char *name); /* NULL: absent */
+
+/* The answer. The buffer's memory is taken; the static bytes are not. */
+enum MHD_Result call_reply(struct call *, int status, const char *content_type, struct buf *take);
+enum MHD_Result call_reply_static(struct call *, const char *content_type, const char *bytes,
+                                  size_t n);
+enum MHD_Result call_fail(struct call *, const struct err *);
+
+/* Open c->stream for a job; drop it if the engine refuses the job; else answer with it, unless it
+ * is STREAM_WHOLE. */
+void call_open_stream(struct call *, enum stream_form, enum job_kind);
+void call_drop_stream(struct call *);
+enum MHD_Result call_reply_stream(struct call *, const char *content_type);
+
+extern const char json_type[]; /* "application/json" */

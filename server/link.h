@@ -1,0 +1,16 @@
+/* What the watching thread knows of an open connection (http.c). */
+#pragma once
+
+struct http;
+struct link;
+struct stream;
+
+/* Cut the connection if it is not told otherwise before then (stream_clock; 0: never). */
+void link_set_deadline(struct http *, struct link *, double when);
+
+/* The stream whose client is on this connection; NULL: none any more. */
+void link_set_stream(struct http *, struct link *, struct stream *);
+
+/* Requests in progress: one more, one less. */
+void http_count_call(struct http *, int more);
+void http_count(struct http *, int *connections, int *calls);

@@ -1,0 +1,20 @@
+/* What the server counts, in the Prometheus text format. HTTP thread only. */
+#pragma once
+#include "../core/buf.h"
+#include "../core/engine.h"
+
+struct metrics;
+
+/* Endpoints are named by their path; n of them, borrowed, and one more "other". */
+struct metrics *metrics_open(const char *const *endpoint, int n);
+void metrics_close(struct metrics *);
+
+/* endpoint: 0..n-1, or n for other. code: the HTTP status, 499 if the client left before one. */
+void metrics_request(struct metrics *, int endpoint, int code, double seconds);
+void metrics_first_event(struct metrics *, int endpoint, double seconds);
+void metrics_queued(struct metrics *, double seconds);
+void metrics_slow_client(struct metrics *);
+
+/* The whole page. connections: open ones; calls: requests in progress. */
+void metrics_text(struct buf *out, const struct metrics *, const struct engine *, int connections,
+                  int calls);

@@ -1,0 +1,140 @@
+/* clotho serve: up, watch, down. The main thread does no work but this.
+ *
+ * The port is bound first, so that a taken one is known before a model is loaded, and answers (503)
+ * while the engine loads. On SIGTERM or SIGINT the engine refuses what is new, what runs may finish
+ * until a deadline, then the streams are ended; libmicrohttpd, which aborts when it is stopped with
+ * a suspended connection, goes next, and the engine, which streams call, last. A second signal
+ * finds its default action. */
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <time.h>
+
+#include "commands.h"
+#include "http.h"
+#include "log.h"
+#include "stream.h"
+
+static const double watch_seconds = 1, loading_seconds = 0.02, poll_seconds = 0.02,
+                    farewell_seconds = 2; /* to tell cancelled clients so */
+
+static sigset_t stop_signals(void)
+{
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGTERM);
+    return set;
+}
+
+static struct timespec duration(double seconds)
+{
+    return (struct timespec){(time_t)seconds, (long)((seconds - (double)(time_t)seconds) * 1e9)};
+}
+
+/* Did a stop signal come within this time? */
+static bool is_stopped_within(double seconds)
+{
+    sigset_t set = stop_signals();
+    struct timespec t = duration(seconds);
+    return sigtimedwait(&set, NULL, &t) > 0;
+}
+
+/* Wait for the requests in progress; returns how many are left. */
+static int wait_for_calls(struct http *http, double seconds)
+{
+    double begun = stream_clock(), watched = begun;
+    struct timespec pause = duration(poll_seconds);
+    while (http_calls(http) > 0 && stream_clock() - begun < seconds) {
+        nanosleep(&pause, NULL);
+        if (stream_clock() - watched < watch_seconds)
+            continue;
+        http_watch(http);
+        watched = stream_clock();
+    }
+    return http_calls(http);
+}
+
+static void shut_down(struct http *http, double drain_seconds)
+{
+    http_quiesce(http);
+    int left = wait_for_calls(http, drain_seconds);
+    if (left == 0)
+        return;
+    log_line(LOG_WARN, "%d requests did not finish in time", left);
+    http_cancel(http);
+    wait_for_calls(http, farewell_seconds);
+}
+
+static void drain(struct http *http, struct engine *engine, int seconds)
+{
+    sigset_t set = stop_signals();
+    pthread_sigmask(SIG_UNBLOCK, &set, NULL);
+    log_line(LOG_INFO, "stopping: %d requests in progress, %d s for them to finish",
+             http_calls(http), seconds);
+    engine_drain(engine);
+    shut_down(http, seconds);
+}
+
+static void say_ready(const struct http *http, const struct engine *engine)
+{
+    const struct engine_info *info = engine_info(engine);
+    if (info) /* at the level that is never silent */
+        log_line(LOG_ERROR, "ready on %s (%s, %.1f s)", http_url(http), info->model,
+                 info->load_seconds);
+}
+
+/* Until a signal (0) or the engine's failure (1). */
+static int watch(struct http *http, struct engine *engine, const struct config *c)
+{
+    bool ready = false;
+    while (!is_stopped_within(ready ? watch_seconds : loading_seconds)) {
+        http_watch(http);
+        enum engine_state state = engine_state(engine);
+        if (state == ENGINE_FAILED) {
+            struct err err;
+            engine_wait_ready(engine, &err);
+            log_line(LOG_ERROR, "%s", err.msg);
+            shut_down(http, farewell_seconds);
+            return 1;
+        }
+        if (!ready && state == ENGINE_READY)
+            say_ready(http, engine);
+        ready = state == ENGINE_READY;
+    }
+    if (ready)
+        drain(http, engine, c->drain_seconds);
+    return 0;
+}
+
+static int serve(const struct config *c)
+{
+    struct http *http = NULL;
+    struct engine *engine = NULL;
+    struct err err;
+    struct engine_opts opts = command_engine_opts(c);
+    int status = 1;
+    if (http_open(&http, c, &err) || engine_open(&engine, &opts, &err) ||
+        http_start(http, engine, &err))
+        log_line(LOG_ERROR, "%s", err.msg);
+    else
+        status = watch(http, engine, c);
+    http_close(http);
+    engine_close(engine);
+    return status;
+}
+
+int command_serve(int argc, char **argv)
+{
+    struct config c;
+    sigset_t set = stop_signals();
+    int status = command_config(&c, CONFIG_SERVE, argc, argv);
+    if (status < 0) {
+        log_set_level(c.log_level);
+        signal(SIGPIPE, SIG_IGN);
+        pthread_sigmask(SIG_BLOCK, &set, NULL); /* before there are threads to inherit it */
+        status = serve(&c);
+    }
+    config_free(&c);
+    return status;
+}
