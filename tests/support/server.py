@@ -46,8 +46,9 @@ def free_port():
 class Server:
     """A context manager. Leaving it sends SIGTERM and insists on exit code 0."""
 
-    def __init__(self, model, *flags, env=None, wait=True):
+    def __init__(self, model, *flags, env=None, wait=True, program=None):
         self.model, self.flags, self.env, self.wait = str(model), list(flags), env, wait
+        self.program = program or binary()
         self.host, self.port = "127.0.0.1", free_port()
         self.process = self.log_file = None
         self.ready_seconds = None
@@ -55,7 +56,7 @@ class Server:
 
     def __enter__(self):
         self.log_file = tempfile.NamedTemporaryFile("w+", prefix="clotho-", suffix=".log")
-        command = [binary(), "serve", "--model", self.model, "--host", self.host,
+        command = [self.program, "serve", "--model", self.model, "--host", self.host,
                    "--port", str(self.port), *self.flags]
         started = time.monotonic()
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=self.log_file,
