@@ -4,6 +4,9 @@
 #pragma once
 #include <stdint.h>
 #include <string.h>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
 
 #define NUM_FN static inline __attribute__((always_inline))
 
@@ -53,28 +56,35 @@ NUM_FN vf vf_select(vi mask, vf a, vf b)
 
 NUM_FN vf vf_max(vf a, vf b)
 {
+#ifdef __AVX512F__ /* GCC makes three operations of the other form */
+    return (vf)_mm512_max_ps((__m512)a, (__m512)b);
+#else
     return vf_select(a > b, a, b);
+#endif
 }
+
+/* Lane i of the result is lane i + n of v, cyclically. */
+#define VF_ROTATE(v, n)                                                                            \
+    __builtin_shuffle(v, (vi){n, n + 1, n + 2, n + 3, n + 4, n + 5, n + 6, n + 7, n + 8, n + 9,    \
+                              n + 10, n + 11, n + 12, n + 13, n + 14, n + 15})
 
 /* Sum and maximum over the lanes, in one fixed order: halves folded onto each other. */
 NUM_FN float vf_sum(vf v)
 {
-    float x[VF];
-    vf_store(x, v);
-    for (int half = VF / 2; half; half /= 2)
-        for (int i = 0; i < half; i++)
-            x[i] += x[i + half];
-    return x[0];
+    v += VF_ROTATE(v, 8);
+    v += VF_ROTATE(v, 4);
+    v += VF_ROTATE(v, 2);
+    v += VF_ROTATE(v, 1);
+    return v[0];
 }
 
 NUM_FN float vf_hmax(vf v)
 {
-    float x[VF];
-    vf_store(x, v);
-    for (int half = VF / 2; half; half /= 2)
-        for (int i = 0; i < half; i++)
-            x[i] = x[i] > x[i + half] ? x[i] : x[i + half];
-    return x[0];
+    v = vf_max(v, VF_ROTATE(v, 8));
+    v = vf_max(v, VF_ROTATE(v, 4));
+    v = vf_max(v, VF_ROTATE(v, 2));
+    v = vf_max(v, VF_ROTATE(v, 1));
+    return v[0];
 }
 
 /* e^x with a relative error below 1.2e-7 for x in [-87.33, 88.37]; exactly 0 below, so also for
@@ -98,6 +108,24 @@ NUM_FN vf vf_exp(vf x)
     vf y = p * (vf)scale;
     y = vf_select(x < vf_set(-87.33654f), vf_set(0.0f), y);
     return vf_select(x > vf_set(88.37626f), vf_set(__builtin_inff()), y);
+}
+
+/* e^x for x <= 0, cheaper: relative error below 2.1e-7 down to x = -20 and 4e-7 below; exactly 1 at
+ * 0, exactly 0 below -87.7. As above, but ln 2 in one piece, a minimax polynomial of degree 5
+ * (9.2e-8), and the exponent's bias is added with round_bias; -88 makes the scale 0. */
+NUM_FN vf vf_exp_neg(vf x)
+{
+    const float log2e = 0x1.715476p+0f, ln2 = 0x1.62e43p-1f, round_bias = 0x1.8p23f + 127;
+    x = vf_max(x, vf_set(-88.0f));
+    vf biased = x * log2e + round_bias;
+    vf r = x - (biased - round_bias) * ln2;
+    vf p = vf_set(0x1.0fa82p-7f);
+    p = p * r + 0x1.573a6cp-5f;
+    p = p * r + 0x1.555a6cp-3f;
+    p = p * r + 0x1.fffdc6p-2f;
+    p = p * r + 0x1.fffff6p-1f;
+    p = p * r + 1.0f;
+    return p * (vf)((vi)biased << 23);
 }
 
 typedef uint16_t bf16; /* the upper half of a float */

@@ -123,9 +123,10 @@ stage_tsan() {
 }
 
 fuzz() { # fuzz NAME: from its committed seeds and what earlier runs here have found
-    local corpus=build/fuzz/corpus/$1
+    local corpus=build/fuzz/corpus/$1 words=()
     mkdir -p "$corpus"
-    "build/fuzz/tests/$1" -max_total_time="${FUZZ_SECONDS:-30}" -timeout=10 -rss_limit_mb=2048 \
+    [[ -f tests/fuzz/$1.dict ]] && words=("-dict=tests/fuzz/$1.dict")
+    "build/fuzz/tests/$1" "${words[@]}" -max_total_time="${FUZZ_SECONDS:-30}" -timeout=10 -rss_limit_mb=2048 \
         -artifact_prefix="build/fuzz/$1-" "$corpus" "tests/fuzz/seeds/${1#fuzz_}"
 }
 
