@@ -395,7 +395,8 @@ static void test_amid_others(struct engine *e)
         pthread_join(c[i].thread, NULL);
     for (int kind = 0; kind < KINDS; kind++)
         record_free(&want[kind]);
-    EXPECT_INT(engine_jobs(e), 0);
+    while (engine_jobs(e) > 0) /* the last is taken off the list right after its sink is closed */
+        usleep(1000);
 }
 
 static void test_drain_and_close(void)
