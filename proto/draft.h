@@ -5,7 +5,7 @@
 
 struct draft {
     /* /v1/sample and /v1/score */
-    const json_t *model, *prompt, *potential, *twist;
+    const json_t *model, *prompt, *potential, *twist, *logit_bias;
     int min_tokens, top_k;
     double temperature, top_p;
     bool ignore_eos, special;
@@ -18,6 +18,19 @@ struct draft {
     const json_t *completions;
     bool per_token;
 };
+
+/* request_bias.c: an object from tokens to numbers, ascending by token, each once. */
+struct biases {
+    const int32_t *id;
+    const float *bias;
+    int n;
+};
+enum bias_keys {
+    BIAS_BY_ID,   /* "123" */
+    BIAS_BY_TEXT, /* the text of exactly one token, or "#123" */
+};
+int biases_read(const struct reader *, struct place, const json_t *object, enum bias_keys,
+                struct biases *out);
 
 /* request_potential.c: fill j->potentials, after the prior, which they look at. */
 int potentials_read(const struct reader *, const json_t *value, struct job *j);

@@ -33,7 +33,8 @@ static const char *const proposals[] = {"auto", "base", "twist", NULL};
     {"ignore_eos", FIELD_BOOL, AT(ignore_eos)},                                                    \
     {"temperature", FIELD_NUMBER, AT(temperature), .min = 0, .max = TEMPERATURE_MAX},              \
     {"top_k", FIELD_INT, AT(top_k), .min = 0, .max = MAX_INT},                                     \
-    {"top_p", FIELD_NUMBER, AT(top_p), .min = 1e-6, .max = 1}
+    {"top_p", FIELD_NUMBER, AT(top_p), .min = 1e-6, .max = 1},                                     \
+    {"logit_bias", FIELD_ANY, AT(logit_bias)}
 /* clang-format on */
 
 static const struct field sample_fields[] = {
@@ -123,6 +124,19 @@ static int read_prompt(const struct reader *r, const json_t *value, struct job *
     return rc;
 }
 
+static int read_logit_bias(const struct reader *r, const json_t *value, struct job *j)
+{
+    struct biases list;
+    if (!value)
+        return 0;
+    if (biases_read(r, top("logit_bias"), value, BIAS_BY_ID, &list))
+        return -1;
+    j->bias_id = list.id;
+    j->bias = list.bias;
+    j->n_bias = list.n;
+    return 0;
+}
+
 static int set_prior(const struct reader *r, const struct draft *d, struct job *j)
 {
     bool greedy = d->temperature == 0;
@@ -135,7 +149,7 @@ static int set_prior(const struct reader *r, const struct draft *d, struct job *
     j->top_p = (float)d->top_p;
     j->min_tokens = d->min_tokens;
     j->ignore_eos = d->ignore_eos;
-    return 0;
+    return read_logit_bias(r, d->logit_bias, j);
 }
 
 static int read_seed(const struct reader *r, const json_t *value, uint64_t *out)
@@ -270,20 +284,11 @@ static int make_target(struct reader *r, const struct draft *d, struct job *j)
     return 0;
 }
 
-static int check_min_tokens(const struct reader *r, const struct job *j)
-{
-    int64_t drawn = segments_drawn(j);
-    if (j->min_tokens <= drawn)
-        return 0;
-    return err_field(r->err, "min_tokens", "%d exceeds the %lld tokens that may be drawn",
-                     j->min_tokens, (long long)drawn);
-}
-
 static int make_sample(struct reader *r, const struct draft *d, struct job *j)
 {
     if (make_target(r, d, j) || set_proposal(r, d->proposal, j) ||
         read_resampling(r, d->resampling, j) || read_seed(r, d->seed, &j->seed) ||
-        read_events(r, d->events, j) || segments_read(r, d, j) || check_min_tokens(r, j))
+        read_events(r, d->events, j) || segments_read(r, d, j))
         return -1;
     j->particles = d->particles;
     j->logprobs = d->logprobs;

@@ -73,103 +73,20 @@ static int read_continuation(const struct reader *r, struct place at,
     return insert_read(r, place_field(at, "text"), d->text, &out->continuation);
 }
 
-/* ---- lexicon ---- */
-
-struct bias {
-    int32_t id;
-    double value;
-};
-
-static int by_id(const void *a, const void *b)
+static int read_lexicon(const struct reader *r, struct place at, const struct potential_draft *d,
+                        struct potential *out)
 {
-    const struct bias *x = a, *y = b;
-    return (x->id > y->id) - (x->id < y->id);
-}
-
-/* "#123" is the token of that id, anything else the text of one token. */
-static int lexicon_key(const struct reader *r, struct place at, const char *key, int32_t *id)
-{
-    size_t digits = *key == '#' ? strspn(key + 1, "0123456789") : 0;
-    if (digits && !key[1 + digits]) {
-        long n = digits < 10 ? strtol(key + 1, NULL, 10) : r->info->config.vocab;
-        *id = (int32_t)n;
-        if (n < r->info->config.vocab)
-            return 0;
-        return err_field(r->err, at.s, "\"%.40s\" is not a token (#0..#%d)", key,
-                         r->info->config.vocab - 1);
-    }
-    struct tokens t = {0};
-    int rc = text_encode(r, at, key, strlen(key), r->special ? TOKENIZE_SPECIAL : 0, &t);
-    if (!rc && t.n != 1)
-        rc = err_field(r->err, at.s,
-                       "\"%.40s\" is %d tokens, not one (\"#id\" is a token by its id)", key, t.n);
-    if (!rc)
-        *id = t.ids[0];
-    free(t.ids);
-    return rc;
-}
-
-/* Ascending and distinct: two keys of one token add up. Returns what is left of n. */
-static int merge(struct bias *list, int n)
-{
-    int kept = 0;
-    qsort(list, (size_t)n, sizeof *list, by_id);
-    for (int i = 0; i < n; i++)
-        if (kept && list[kept - 1].id == list[i].id)
-            list[kept - 1].value += list[i].value;
-        else
-            list[kept++] = list[i];
-    return kept;
-}
-
-static int read_biases(const struct reader *r, struct place at, const json_t *object,
-                       struct bias *list)
-{
-    const char *key;
-    json_t *value;
-    int n = 0;
-    json_object_foreach((json_t *)object, key, value)
-    {
-        struct place here = place_field(at, key);
-        double x = json_number_value(value);
-        if (!json_is_number(value))
-            return wrong_type(r, here, "a number", value);
-        if (fabs(x) > NUMBER_MAX)
-            return err_field(r->err, here.s, "%.15g is not in %g..%g", x, -NUMBER_MAX, NUMBER_MAX);
-        if (lexicon_key(r, at, key, &list[n].id))
-            return -1;
-        list[n++].value = x;
-    }
-    return 0;
-}
-
-static int read_lexicon(const struct reader *r, struct place potential,
-                        const struct potential_draft *d, struct potential *out)
-{
-    struct place at = place_field(potential, "bias");
-    if (!json_is_object(d->bias))
-        return wrong_type(r, at, "an object of token texts and numbers", d->bias);
-    int n = (int)json_object_size(d->bias);
-    if (!n)
-        return err_field(r->err, at.s, "is empty");
-    struct bias *list = ARENA_NEW(r->arena, struct bias, n);
-    if (read_biases(r, at, d->bias, list))
+    struct biases list;
+    if (biases_read(r, place_field(at, "bias"), d->bias, BIAS_BY_TEXT, &list))
         return -1;
-    n = merge(list, n);
-    int32_t *id = ARENA_NEW(r->arena, int32_t, n);
-    float *bias = ARENA_NEW(r->arena, float, n);
-    for (int i = 0; i < n; i++) {
-        id[i] = list[i].id;
-        bias[i] = (float)list[i].value;
-    }
+    if (!list.n)
+        return err_field(r->err, place_field(at, "bias").s, "is empty");
     out->type = POTENTIAL_LEXICON;
-    out->lexicon.id = id;
-    out->lexicon.bias = bias;
-    out->lexicon.n = n;
+    out->lexicon.id = list.id;
+    out->lexicon.bias = list.bias;
+    out->lexicon.n = list.n;
     return 0;
 }
-
-/* ---- the others ---- */
 
 static int read_contains(const struct reader *r, struct place at, const struct potential_draft *d,
                          struct potential *out)
@@ -296,14 +213,25 @@ static int type_read(const struct reader *r, struct place at, const json_t *obje
     return choice_read(r, here, type, names, out);
 }
 
-/* Can log φ be -inf? Then a negative weight would make some text infinitely likely. */
-static bool can_exclude(const struct potential *p, const struct job *j)
+/* Can the prior give this text probability 0? By top-k and top-p any, by a ban those with EOS. */
+static bool is_excluded(const struct reader *r, const struct job *j, struct ids text)
 {
-    bool truncated = j->top_k > 0 || j->top_p < 1; /* p0 is 0 somewhere */
+    if (j->top_k > 0 || j->top_p < 1)
+        return true;
+    for (int i = 0; i < text.n; i++)
+        if ((j->ignore_eos || j->min_tokens) && tokenizer_is_eos(r->info->tokenizer, text.id[i]))
+            return true;
+    return false;
+}
+
+/* Can log φ be -inf? Then a negative weight would make some text infinitely likely. */
+static bool can_exclude(const struct reader *r, const struct potential *p, const struct job *j)
+{
     switch (p->type) {
     case POTENTIAL_CONTINUATION:
+        return is_excluded(r, j, p->continuation);
     case POTENTIAL_JUDGE:
-        return truncated;
+        return is_excluded(r, j, p->judge.answer[0]);
     case POTENTIAL_LEXICON:
         return false;
     case POTENTIAL_CONTAINS:
@@ -328,7 +256,7 @@ static int read_potential(const struct reader *r, struct place at, const json_t 
         return -1;
     p->weight = d.weight;
     j->n_potentials++; /* from here on job_free releases what it holds */
-    if (p->weight < 0 && can_exclude(p, j))
+    if (p->weight < 0 && can_exclude(r, p, j))
         return err_field(r->err, place_field(at, "weight").s,
                          "%.15g is negative, but this potential can be 0, and its inverse infinite",
                          p->weight);

@@ -90,6 +90,8 @@ static void dump_target(struct buf *out, const struct job *j)
     buf_printf(out, "special: %d\n", j->special);
     buf_printf(out, "prior: temperature %.9g top_k %d top_p %.9g min_tokens %d ignore_eos %d\n",
                (double)j->temperature, j->top_k, (double)j->top_p, j->min_tokens, j->ignore_eos);
+    for (int i = 0; i < j->n_bias; i++)
+        buf_printf(out, "logit_bias: %d %.9g\n", j->bias_id[i], (double)j->bias[i]);
     for (int i = 0; i < j->n_potentials; i++)
         dump_potential(out, &j->potentials[i]);
     buf_printf(out, "twist: %s", twists[j->twist.type]);
