@@ -149,11 +149,17 @@ static int by_total(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
+/* An argument, or 0 where it is no number. */
+static int number(const char *text)
+{
+    return (int)strtol(text, NULL, 10);
+}
+
 int main(int argc, char **argv)
 {
-    struct step s = {.n = argc > 1 ? atoi(argv[1]) : 256,
-                     .context = argc > 2 ? atoi(argv[2]) : 100};
-    struct backend_opts o = {"cpu", argc > 3 ? argv[3] : "auto", argc > 4 ? atoi(argv[4]) : 0};
+    struct step s = {.n = argc > 1 ? number(argv[1]) : 256,
+                     .context = argc > 2 ? number(argv[2]) : 100};
+    struct backend_opts o = {"cpu", argc > 3 ? argv[3] : "auto", argc > 4 ? number(argv[4]) : 0};
     static double took[STEPS][1 + OP_COUNT]; /* total, then each operation */
     char why[256];
     if (s.n < 1 || s.context <= SHARED * KV_PAGE || backend_open(&s.b, &o, why, sizeof why))
