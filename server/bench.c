@@ -134,6 +134,7 @@ struct bench {
     struct tokens prompt;
     int32_t lexicon[LEXICON];
     float bias[LEXICON];
+    int n_lexicon;
     uint64_t seed; /* of the next run */
 };
 
@@ -156,7 +157,7 @@ static struct job *new_job(struct bench *b, int k, int tokens)
     j->potentials[0].weight = 1;
     j->potentials[0].lexicon.id = b->lexicon;
     j->potentials[0].lexicon.bias = b->bias;
-    j->potentials[0].lexicon.n = LEXICON;
+    j->potentials[0].lexicon.n = b->n_lexicon;
     j->n_segments = 1;
     j->segments = ARENA_NEW(a, struct segment, 1);
     j->segments[0].type = SEGMENT_SAMPLE;
@@ -215,7 +216,7 @@ static int run(struct bench *b, int k, int tokens, struct used *out, struct err 
         goto out;
     }
     *out = used_between(&before, &now);
-    out->pages = pages;
+    out->pages = now.kv_pages_peak > before.kv_pages_peak ? now.kv_pages_peak : pages;
     out->distinct_tokens = b->prompt.n + o.family.most_alive;
 out:
     family_close(&o.family);
@@ -329,7 +330,7 @@ static void print_head(const struct bench *b, const struct config *c)
            i->device);
     printf("prompt of %d tokens, %d drawn by each of K particles, medians of %d runs; target: a "
            "lexicon of %d tokens, with its twist\n\n   K",
-           b->prompt.n, c->tokens, c->repeat, LEXICON);
+           b->prompt.n, c->tokens, c->repeat, b->n_lexicon);
     for (int f = 0; f < N_FIELDS; f++)
         printf(" %*s", fields[f].width, fields[f].title);
     printf("\n");
@@ -405,18 +406,14 @@ static int make_prompt(struct bench *b, int n, struct err *err)
 }
 
 /* The first merges of a BPE vocabulary, after its bytes, are the most frequent tokens. */
-static int make_lexicon(struct bench *b, struct err *err)
+static void make_lexicon(struct bench *b)
 {
-    int vocab = b->info->config.vocab;
-    if (vocab < 3 * LEXICON)
-        return err_set(err, ERR_INVALID, "a vocabulary of %d tokens is too small to measure with",
-                       vocab);
-    int first = vocab / 2 < 260 ? vocab / 2 : 260;
-    for (int i = 0; i < LEXICON; i++) {
+    int vocab = b->info->config.vocab, first = vocab / 2 < 260 ? vocab / 2 : 260;
+    b->n_lexicon = vocab / 4 < LEXICON ? vocab / 4 : LEXICON;
+    for (int i = 0; i < b->n_lexicon; i++) {
         b->lexicon[i] = first + i;
-        b->bias[i] = i % 2 ? 1 : -1;
+        b->bias[i] = i % 2 ? 2 : -2;
     }
-    return 0;
 }
 
 static int bench(struct bench *b, const struct config *c, const int *counts, int n, struct err *err)
@@ -424,8 +421,9 @@ static int bench(struct bench *b, const struct config *c, const int *counts, int
     if (engine_wait_ready(b->engine, err) != 0)
         return -1;
     b->info = engine_info(b->engine);
-    if (make_prompt(b, c->prompt_tokens, err) != 0 || make_lexicon(b, err) != 0)
+    if (make_prompt(b, c->prompt_tokens, err) != 0)
         return -1;
+    make_lexicon(b);
     (c->json ? print_json_head : print_head)(b, c);
     for (int i = 0; i < n; i++) {
         double v[N_FIELDS];
