@@ -36,14 +36,14 @@ def model_file(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def reference(model_file):
-    """reference(**changes of Shape) -> the float64 model, each loaded once."""
+    """reference(**changes of Shape) -> the float64 model, each loaded once; rounded: as in bf16."""
     loaded = {}
 
-    def load(**changes):
-        path = model_file(**changes)
-        if path not in loaded:
-            loaded[path] = Model(path)
-        return loaded[path]
+    def load(rounded=False, **changes):
+        key = model_file(**changes), rounded
+        if key not in loaded:
+            loaded[key] = Model(*key)
+        return loaded[key]
 
     return load
 

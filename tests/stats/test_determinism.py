@@ -136,7 +136,7 @@ def test_any_batch(model_file, expected, flags, dtype):
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])
 def test_a_cache_too_small_to_keep_everything(model_file, expected, dtype):
     """Populations are computed again when their pages are needed: slower, and the same bytes."""
-    with Server(model_file(**SHAPE), *TINY_FLAGS, "--dtype", dtype, "--kv-memory", TINY_CACHE) as server:
+    with Server(model_file(**SHAPE), *TINY_FLAGS, "--dtype", dtype, "--kv-memory", "200K") as server:
         samples, scored = expected[dtype]
         with Crowd(server, 6) as crowd:
             for _ in range(3):

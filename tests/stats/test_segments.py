@@ -106,7 +106,7 @@ def test_do_is_not_see(serve, reference):
 
 def test_an_impossible_observation_kills_only_its_particles(serve, reference):
     """Top-k cuts off what is observed: those holes have weight 0, the rest is exact."""
-    target = Problem(reference(**ENDING), PROMPT, Prior(ignore_eos=True, top_k=2),
+    target = Problem(reference(**ENDING), (0, 4, 3), Prior(ignore_eos=True, top_k=2),
                      segments=(hole("z", 2), {"observe": "b"}, hole("y", 1)))
     solution = target.solve()
     assert 0 < np.isinf(solution.log_target).mean() < 1

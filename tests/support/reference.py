@@ -22,10 +22,19 @@ def log_softmax(x):
     return x - log_sum_exp(x)[..., None]
 
 
-class Model:
-    """A GGUF of arch "llama", weights dequantised to float64."""
+def to_bfloat16(x):
+    """Rounded to nearest, ties to even, kept as float64."""
+    return gguf.decode(gguf.encode(x, "BF16"), "BF16", x.shape)
 
-    def __init__(self, path):
+
+class Model:
+    """A GGUF of arch "llama", weights dequantised to float64.
+
+    rounded: what enters a matrix product, weights included, and the cached keys and values are
+    rounded to bf16, as `--dtype bf16` says. All sums are still float64."""
+
+    def __init__(self, path, rounded=False):
+        self.round = to_bfloat16 if rounded else lambda x: x
         g = gguf.read(path)
         meta, t = g.metadata, g.tensor
         self.dim = meta["llama.embedding_length"]
@@ -37,13 +46,13 @@ class Model:
         self.embedding = t("token_embd.weight")
         self.output_norm = t("output_norm.weight")
         head = t("output.weight")
-        self.output = self.embedding if head is None else head
+        self.output = self.round(self.embedding if head is None else head)
         self.vocab = len(self.embedding)
-        self.layers = [
-            {name: t(f"blk.{i}.{name}.weight") for name in
-             ("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output",
-              "ffn_norm", "ffn_gate", "ffn_up", "ffn_down")}
-            for i in range(meta["llama.block_count"])]
+        norms, matrices = ("attn_norm", "ffn_norm"), ("attn_q", "attn_k", "attn_v", "attn_output",
+                                                      "ffn_gate", "ffn_up", "ffn_down")
+        self.layers = [{n: t(f"blk.{i}.{n}.weight") for n in norms} |
+                       {n: self.round(t(f"blk.{i}.{n}.weight")) for n in matrices}
+                       for i in range(meta["llama.block_count"])]
         base = meta.get("llama.rope.freq_base", 10000.0)
         frequency = base ** (-np.arange(0, self.rope_dim, 2) / self.rope_dim)
         factors = t("rope_freqs.weight")
@@ -52,7 +61,7 @@ class Model:
         self._cache = {}
 
     def _norm(self, x, w):
-        return x / np.sqrt((x * x).mean(-1, keepdims=True) + self.eps) * w
+        return self.round(x / np.sqrt((x * x).mean(-1, keepdims=True) + self.eps) * w)
 
     def _rope(self, x):
         """x (batch, length, heads, head_dim): the first rope_dim elements turn as adjacent pairs."""
@@ -68,14 +77,15 @@ class Model:
         batch, length, _ = x.shape
         shape = batch, length, -1, self.head_dim
         q = self._rope((x @ w["attn_q"].T).reshape(shape))
-        k = self._rope((x @ w["attn_k"].T).reshape(shape))
-        v = (x @ w["attn_v"].T).reshape(shape)
+        k = self.round(self._rope((x @ w["attn_k"].T).reshape(shape)))
+        v = self.round((x @ w["attn_v"].T).reshape(shape))
         group = self.heads // self.kv_heads  # consecutive query heads share a key head
         k, v = np.repeat(k, group, 2), np.repeat(v, group, 2)
         score = np.einsum("bihd,bjhd->bhij", q, k) / np.sqrt(self.head_dim)
         score = np.where(np.tril(np.ones((length, length), bool)), score, -np.inf)
         p = np.exp(log_softmax(score))
-        return np.einsum("bhij,bjhd->bihd", p, v).reshape(batch, length, -1) @ w["attn_output"].T
+        out = np.einsum("bhij,bjhd->bihd", p, v).reshape(batch, length, -1)
+        return self.round(out) @ w["attn_output"].T
 
     def logits(self, tokens):
         """tokens (batch, length) -> logits (batch, length, vocab) of every next token."""
@@ -84,7 +94,8 @@ class Model:
             x = x + self._attention(self._norm(x, w["attn_norm"]), w)
             y = self._norm(x, w["ffn_norm"])
             gate = y @ w["ffn_gate"].T
-            x = x + (gate / (1 + np.exp(-gate)) * (y @ w["ffn_up"].T)) @ w["ffn_down"].T
+            inner = gate / (1 + np.exp(-gate)) * (y @ w["ffn_up"].T)
+            x = x + self.round(inner) @ w["ffn_down"].T
         return self._norm(x, self.output_norm) @ self.output.T
 
     def next_logits(self, contexts):
