@@ -65,8 +65,8 @@ NUM_FN vf vf_max(vf a, vf b)
 
 /* Lane i of the result is lane i + n of v, cyclically. */
 #define VF_ROTATE(v, n)                                                                            \
-    __builtin_shuffle(v, (vi){n, n + 1, n + 2, n + 3, n + 4, n + 5, n + 6, n + 7, n + 8, n + 9,    \
-                              n + 10, n + 11, n + 12, n + 13, n + 14, n + 15})
+    __builtin_shufflevector(v, v, n, n + 1, n + 2, n + 3, n + 4, n + 5, n + 6, n + 7, n + 8,       \
+                            n + 9, n + 10, n + 11, n + 12, n + 13, n + 14, n + 15)
 
 /* Sum and maximum over the lanes, in one fixed order: halves folded onto each other. */
 NUM_FN float vf_sum(vf v)
