@@ -135,7 +135,8 @@ struct bench {
     int32_t lexicon[LEXICON];
     float bias[LEXICON];
     int n_lexicon;
-    uint64_t seed; /* of the next run */
+    uint64_t seed;   /* of the next run */
+    int peak_before; /* KV pages that were ever used before this line: more is its own doing */
 };
 
 static struct job *new_job(struct bench *b, int k, int tokens)
@@ -216,7 +217,7 @@ static int run(struct bench *b, int k, int tokens, struct used *out, struct err 
         goto out;
     }
     *out = used_between(&before, &now);
-    out->pages = now.kv_pages_peak > before.kv_pages_peak ? now.kv_pages_peak : pages;
+    out->pages = now.kv_pages_peak > b->peak_before ? now.kv_pages_peak : pages;
     out->distinct_tokens = b->prompt.n + o.family.most_alive;
 out:
     family_close(&o.family);
@@ -310,7 +311,10 @@ static int bench_line(struct bench *b, const struct config *c, int k, double out
                       struct err *err)
 {
     double(*v)[N_FIELDS] = must_calloc((size_t)c->repeat, sizeof *v);
+    struct engine_stats stats;
     struct used first, all;
+    engine_stats(b->engine, &stats);
+    b->peak_before = stats.kv_pages_peak;
     int rc = run(b, k, WARM_UP_TOKENS, &all, err);
     for (int i = 0; rc == 0 && i < c->repeat; i++) {
         rc = run(b, k, 1, &first, err) || run(b, k, c->tokens, &all, err) ? -1 : 0;
