@@ -421,14 +421,27 @@ static void twisted_values(const struct row *r, int b, float *value)
         value[i] += psi[i];
 }
 
+/* Is log ψ anything but 0 in block b? */
+static bool is_twisted(const struct row *r, int b)
+{
+    int first = b * BLOCK, i = psi_place(r->prior, first);
+    return r->twist || (i < r->prior->n_psi && r->prior->psi_id[i] < first + BLOCK);
+}
+
+/* Where log ψ is 0 the block is p's: its values reach 0, and their sum is known. */
 static void make_proposal(struct row *r)
 {
     float level[BLOCKS_MAX], value[BLOCK];
     for (int b = 0; b < r->n_blocks; b++) {
         int n = block_size(r, b);
-        twisted_values(r, b, value);
-        r->q.max[b] = maximum(value, n);
-        r->q.sum[b] = sum_exp(value, n, r->q.max[b], 1);
+        if (is_twisted(r, b)) {
+            twisted_values(r, b, value);
+            r->q.max[b] = maximum(value, n);
+            r->q.sum[b] = sum_exp(value, n, r->q.max[b], 1);
+        } else {
+            r->q.max[b] = r->p.max[b] > -INFINITY ? 0 : -INFINITY;
+            r->q.sum[b] = r->p.sum[b];
+        }
         level[b] = r->p.total > 0 ? r->p.unit[b] + r->q.max[b] : -INFINITY;
     }
     add_up(&r->q, level, r->n_blocks, 1);
