@@ -6,7 +6,7 @@
 #include <time.h>
 #include <unistd.h>
 
-static const char *const names[] = {"error", "warn", "info", "debug"};
+static const char *const names[] = {"always", "error", "warn", "info", "debug"};
 static enum log_level most = LOG_INFO;
 
 void log_set_level(const char *name)

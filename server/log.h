@@ -1,7 +1,7 @@
 /* Lines on standard error, each written at once. Any thread. */
 #pragma once
 
-enum log_level { LOG_ERROR, LOG_WARN, LOG_INFO, LOG_DEBUG };
+enum log_level { LOG_ALWAYS, LOG_ERROR, LOG_WARN, LOG_INFO, LOG_DEBUG };
 
 void log_set_level(const char *name); /* "error", "warn", "info", "debug"; at start-up */
 

@@ -32,12 +32,25 @@ static struct timespec duration(double seconds)
     return (struct timespec){(time_t)seconds, (long)((seconds - (double)(time_t)seconds) * 1e9)};
 }
 
-/* Did a stop signal come within this time? */
+/* Did a stop signal come within this time? Then the next one kills. */
 static bool is_stopped_within(double seconds)
 {
     sigset_t set = stop_signals();
     struct timespec t = duration(seconds);
-    return sigtimedwait(&set, NULL, &t) > 0;
+    if (sigtimedwait(&set, NULL, &t) <= 0)
+        return false;
+    pthread_sigmask(SIG_UNBLOCK, &set, NULL);
+    return true;
+}
+
+/* http_watch, if the last one is long enough ago; returns when the last one was. */
+static double watch_if_due(struct http *http, double last)
+{
+    double now = stream_clock();
+    if (now - last < watch_seconds)
+        return last;
+    http_watch(http);
+    return now;
 }
 
 /* Wait for the requests in progress; returns how many are left. */
@@ -47,10 +60,7 @@ static int wait_for_calls(struct http *http, double seconds)
     struct timespec pause = duration(poll_seconds);
     while (http_calls(http) > 0 && stream_clock() - begun < seconds) {
         nanosleep(&pause, NULL);
-        if (stream_clock() - watched < watch_seconds)
-            continue;
-        http_watch(http);
-        watched = stream_clock();
+        watched = watch_if_due(http, watched);
     }
     return http_calls(http);
 }
@@ -68,8 +78,6 @@ static void shut_down(struct http *http, double drain_seconds)
 
 static void drain(struct http *http, struct engine *engine, int seconds)
 {
-    sigset_t set = stop_signals();
-    pthread_sigmask(SIG_UNBLOCK, &set, NULL);
     log_line(LOG_INFO, "stopping: %d requests in progress, %d s for them to finish",
              http_calls(http), seconds);
     engine_drain(engine);
@@ -79,28 +87,33 @@ static void drain(struct http *http, struct engine *engine, int seconds)
 static void say_ready(const struct http *http, const struct engine *engine)
 {
     const struct engine_info *info = engine_info(engine);
-    if (info) /* at the level that is never silent */
-        log_line(LOG_ERROR, "ready on %s (%s, %.1f s)", http_url(http), info->model,
+    if (info)
+        log_line(LOG_ALWAYS, "ready on %s (%s, %.1f s)", http_url(http), info->model,
                  info->load_seconds);
+}
+
+static int report_failure(struct http *http, struct engine *engine)
+{
+    struct err err;
+    engine_wait_ready(engine, &err);
+    log_line(LOG_ERROR, "%s", err.msg);
+    shut_down(http, farewell_seconds);
+    return 1;
 }
 
 /* Until a signal (0) or the engine's failure (1). */
 static int watch(struct http *http, struct engine *engine, const struct config *c)
 {
     bool ready = false;
+    double watched = stream_clock();
     while (!is_stopped_within(ready ? watch_seconds : loading_seconds)) {
-        http_watch(http);
         enum engine_state state = engine_state(engine);
-        if (state == ENGINE_FAILED) {
-            struct err err;
-            engine_wait_ready(engine, &err);
-            log_line(LOG_ERROR, "%s", err.msg);
-            shut_down(http, farewell_seconds);
-            return 1;
-        }
+        if (state == ENGINE_FAILED)
+            return report_failure(http, engine);
         if (!ready && state == ENGINE_READY)
             say_ready(http, engine);
         ready = state == ENGINE_READY;
+        watched = watch_if_due(http, watched);
     }
     if (ready)
         drain(http, engine, c->drain_seconds);
