@@ -5,7 +5,7 @@ import time
 
 import pytest
 from support.server import TINY_FLAGS, Server
-from support.shapes import ENDING
+from support.shapes import ENDING, ENDLESS
 from wire import Wire, ask, get, metric, post, wait_until
 
 BODY = {"prompt": [0, 2], "particles": 8, "max_tokens": 12, "seed": 3}
@@ -47,6 +47,20 @@ def test_clients_leave(server):
     events = stays.reply().events()
     assert sum(e["event"] == "sample" for e in events) == 32
     wait_until(lambda: is_idle(server))
+    assert metric(server, "clotho_kv_pages_used") == 0
+    is_well(server)
+
+
+def test_thousand_clients_leave_mid_stream(serve):
+    server = serve("--max-queue", "1000", "--max-connections", "1100", **ENDLESS)
+    before = metric(server, "clotho_jobs_cancelled_total") + metric(server, "clotho_jobs_done_total")
+    wires = [Wire(server).send(sample(particles=16, max_tokens=100, stream=i % 4 != 0))
+             for i in range(1000)]
+    for i, wire in enumerate(wires):
+        wire.reset() if i % 3 == 0 else wire.socket.close()
+    wait_until(lambda: is_idle(server), 60)
+    after = metric(server, "clotho_jobs_cancelled_total") + metric(server, "clotho_jobs_done_total")
+    assert after == before + 1000
     assert metric(server, "clotho_kv_pages_used") == 0
     is_well(server)
 
