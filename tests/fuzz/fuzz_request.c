@@ -71,7 +71,6 @@ static void check_sample(const struct job *j, const struct engine_info *info)
         length += s->type == SEGMENT_SAMPLE ? s->max_tokens : s->ids.n;
     }
     CHECK(drawn >= 1 && drawn <= info->limits.max_tokens && length <= info->context);
-    CHECK(j->min_tokens <= drawn);
 }
 
 static void check_score(const struct job *j, const struct engine_info *info)
