@@ -10,7 +10,7 @@ RUN cmake -S . -B /build -G Ninja -DCLOTHO_TESTS=OFF && cmake --build /build && 
 FROM debian:bookworm-slim
 RUN apt-get update \
     && apt-get install -y --no-install-recommends \
-        curl libdnnl2 libmicrohttpd12 libjansson4 libpcre2-8-0 libyaml-0-2 \
+        curl libgomp1 libmicrohttpd12 libjansson4 libpcre2-8-0 libyaml-0-2 \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --system --no-create-home clotho
 COPY --from=build /opt/clotho /usr/local

@@ -7,19 +7,10 @@
  *
  * Each thread walks its own panels once, all rows per panel, so that a weight crosses the memory
  * bus once. While it multiplies it prefetches the next panel, spread evenly over its steps. */
-#include "amx.h"
-
 #include <string.h>
 
-size_t amx_panel_bytes(int in)
-{
-    return (size_t)amx_padded(in) * AMX_PANEL * sizeof(bf16);
-}
-
-int amx_padded(int in)
-{
-    return (in + AMX_DEPTH - 1) / AMX_DEPTH * AMX_DEPTH;
-}
+#include "num.h"
+#include "panels.h"
 
 #ifdef __x86_64__
 
@@ -38,19 +29,6 @@ bool amx_open(void)
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & BF16) || !(d & TILE))
         return false;
     return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XTILEDATA) == 0;
-}
-
-/* Element k of output j is in tile (k / 32, j / 16), there in row k % 32 / 2 at 2 (j % 16) + k % 2.
- */
-void amx_pack(void *panel, const bf16 *rows, int n_rows, int in)
-{
-    bf16 *p = panel;
-    for (int j = 0; j < n_rows; j++)
-        for (int k = 0; k < in; k++) {
-            int tile = k / AMX_DEPTH * 2 + j / TILE_ROWS;
-            p[tile * TILE_ELEMENTS + k % AMX_DEPTH / 2 * 32 + j % TILE_ROWS * 2 + k % 2] =
-                rows[(size_t)j * (size_t)in + (size_t)k];
-        }
 }
 
 /* What ldtilecfg reads. */
@@ -100,7 +78,7 @@ AMX void multiply_block(float *y, size_t ldy, bool add, const bf16 *x, size_t ld
         _tile_zero(2);
         _tile_zero(3);
     }
-    for (int i = 0; i < depth; i++, x += AMX_DEPTH, w += 2 * TILE_ELEMENTS) {
+    for (int i = 0; i < depth; i++, x += DEPTH, w += 2 * TILE_ELEMENTS) {
         _tile_loadd(4, x, x_row);
         _tile_loadd(6, w, 64);
         _tile_dpbf16ps(0, 4, 6);
@@ -143,29 +121,32 @@ static void copy_block(float *to, size_t ld_to, const float *from, size_t ld_fro
 AMX void multiply_edge(float *y, size_t ldy, bool add, const bf16 *x, size_t ldx, const bf16 *w,
                        int depth, int rows, int columns, struct prefetch *ahead)
 {
-    float block[STEP_ROWS * AMX_PANEL] = {0};
+    float block[STEP_ROWS * PANEL] = {0};
     if (add)
-        copy_block(block, AMX_PANEL, y, ldy, rows, columns);
+        copy_block(block, PANEL, y, ldy, rows, columns);
     __asm__ volatile("" ::"r"(block) : "memory"); /* tile loads and stores are hidden from the */
-    multiply_rows(block, AMX_PANEL, add, x, ldx, w, depth, rows, ahead);
+    multiply_rows(block, PANEL, add, x, ldx, w, depth, rows, ahead);
     __asm__ volatile("" ::"r"(block) : "memory"); /* compiler: it must not move the copies */
-    copy_block(y, ldy, block, AMX_PANEL, rows, columns);
+    copy_block(y, ldy, block, PANEL, rows, columns);
 }
 
 /* All rows times one panel. */
-__attribute__((target("amx-tile,amx-bf16"))) static void multiply_panel(float *y, size_t ldy,
-                                                                        bool add, const bf16 *x,
-                                                                        size_t ldx, const bf16 *w,
-                                                                        int n, int columns)
+__attribute__((target("amx-tile,amx-bf16"))) static void
+multiply_panel(float *y, bool add, const bf16 *x, const struct panels *panels, int panel, int n)
 {
-    const int depth = (int)(ldx / AMX_DEPTH), blocks = (n + STEP_ROWS - 1) / STEP_ROWS;
-    struct prefetch ahead = {(const char *)(w + (size_t)depth * 2 * TILE_ELEMENTS),
+    const int first = panel * PANEL, left = panels->out - first, depth = panels->steps;
+    const int columns = left < PANEL ? left : PANEL, blocks = (n + STEP_ROWS - 1) / STEP_ROWS;
+    const size_t ldx = (size_t)depth * DEPTH, ldy = (size_t)panels->out;
+    const unsigned char *data = panels->data + (size_t)panel * panels->panel_bytes;
+    const bf16 *w = (const bf16 *)data;
+    struct prefetch ahead = {(const char *)data + panels->panel_bytes,
                              (STEP_LINES + blocks - 1) / blocks};
+    y += first;
     for (int i = 0; i < n; i += STEP_ROWS) {
         int rows = n - i < STEP_ROWS ? n - i : STEP_ROWS;
         if (i == 0 || rows < STEP_ROWS)
             shape_tiles(rows);
-        if (columns == AMX_PANEL)
+        if (columns == PANEL)
             multiply_rows(y + (size_t)i * ldy, ldy, add, x + (size_t)i * ldx, ldx, w, depth, rows,
                           &ahead);
         else
@@ -175,17 +156,12 @@ __attribute__((target("amx-tile,amx-bf16"))) static void multiply_panel(float *y
     _tile_release();
 }
 
-void amx_multiply(float *y, bool add, const bf16 *x, const void *panels, int n, int in, int out)
+void amx_multiply(float *y, bool add, const void *x, const struct panels *w, int n)
 {
-    const int n_panels = (out + AMX_PANEL - 1) / AMX_PANEL;
-    const size_t panel_bytes = amx_panel_bytes(in);
+    const int n_panels = (w->out + PANEL - 1) / PANEL;
 #pragma omp parallel for schedule(static)
-    for (int p = 0; p < n_panels; p++) {
-        const int first = p * AMX_PANEL;
-        multiply_panel(y + first, (size_t)out, add, x, (size_t)amx_padded(in),
-                       (const bf16 *)((const char *)panels + (size_t)p * panel_bytes), n,
-                       out - first < AMX_PANEL ? out - first : AMX_PANEL);
-    }
+    for (int p = 0; p < n_panels; p++)
+        multiply_panel(y, add, x, w, p, n);
 }
 
 #else
@@ -195,14 +171,9 @@ bool amx_open(void)
     return false;
 }
 
-void amx_pack(void *panel, const bf16 *rows, int n_rows, int in)
+void amx_multiply(float *y, bool add, const void *x, const struct panels *w, int n)
 {
-    (void)panel, (void)rows, (void)n_rows, (void)in;
-}
-
-void amx_multiply(float *y, bool add, const bf16 *x, const void *panels, int n, int in, int out)
-{
-    (void)y, (void)add, (void)x, (void)panels, (void)n, (void)in, (void)out;
+    (void)y, (void)add, (void)x, (void)w, (void)n;
 }
 
 #endif

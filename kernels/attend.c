@@ -26,25 +26,9 @@ more that are only prefetched */
     int tokens;                                 /* of the chunk */
 };
 
-#define INLINE static inline __attribute__((always_inline))
-
-/* Vectors a and b of block i (the layout is in cpu_ops.h). */
-INLINE void load_block(enum act_type act, const unsigned char *blocks, size_t i, vf *a, vf *b)
-{
-    if (act == ACT_BF16) {
-        vu u;
-        memcpy(&u, blocks + i * sizeof u, sizeof u);
-        *a = (vf)(u << 16);
-        *b = (vf)(u & 0xffff0000u);
-    } else {
-        *a = vf_load((const float *)blocks + i * 2 * VF);
-        *b = vf_load((const float *)blocks + i * 2 * VF + VF);
-    }
-}
-
 /* p[h][first page's tokens ...] = q[h] · k for n_pages adjacent pages of the chunk. Pages lie
  * anywhere in memory: the keys after these and the values of these are fetched on the way. */
-INLINE void score_pages(enum act_type act, int heads, int n_pages, struct group *g, int page,
+NUM_FN void score_pages(enum act_type act, int heads, int n_pages, struct group *g, int page,
                         int key_blocks)
 {
     vf even[2][GROUP] = {0}, odd[2][GROUP] = {0};
@@ -55,7 +39,7 @@ INLINE void score_pages(enum act_type act, int heads, int n_pages, struct group 
             vf a, b;
             __builtin_prefetch(g->page[page + j + 2] + (size_t)i * line);
             __builtin_prefetch(g->page[page + j] + (size_t)(key_blocks + i) * line);
-            load_block(act, g->page[page + j], (size_t)i, &a, &b);
+            num_load_block(act == ACT_BF16, g->page[page + j], (size_t)i, &a, &b);
 #pragma GCC unroll 4
             for (int h = 0; h < heads; h++) {
                 even[j][h] += a * g->q[h][2 * i];
@@ -70,7 +54,7 @@ INLINE void score_pages(enum act_type act, int heads, int n_pages, struct group 
 }
 
 /* Scores to exponentials. Lanes behind the last token become exactly 0. */
-INLINE void exponentiate(int heads, struct group *g)
+NUM_FN void exponentiate(int heads, struct group *g)
 {
     const int n_pages = (g->tokens + VF - 1) / VF;
     for (int h = 0; h < heads; h++) {
@@ -94,7 +78,7 @@ INLINE void exponentiate(int heads, struct group *g)
 
 /* acc = shrink acc + Σ p v over the chunk, in n_blocks adjacent blocks of the values. Tokens behind
  * the last one are not touched: what lies there is not of this sequence. */
-INLINE void add_values(enum act_type act, int heads, int n_blocks, struct group *g, int block,
+NUM_FN void add_values(enum act_type act, int heads, int n_blocks, struct group *g, int block,
                        const struct kv_store *s)
 {
     vf acc[GROUP][4];
@@ -110,7 +94,7 @@ INLINE void add_values(enum act_type act, int heads, int n_blocks, struct group 
             vf v[4];
 #pragma GCC unroll 2
             for (int j = 0; j < n_blocks; j++)
-                load_block(act, values, at + (size_t)j, &v[2 * j], &v[2 * j + 1]);
+                num_load_block(act == ACT_BF16, values, at + (size_t)j, &v[2 * j], &v[2 * j + 1]);
 #pragma GCC unroll 4
             for (int h = 0; h < heads; h++)
 #pragma GCC unroll 4
@@ -125,7 +109,7 @@ INLINE void add_values(enum act_type act, int heads, int n_blocks, struct group 
             vf_store(g->acc[h] + (2 * block + j) * VF, acc[h][j]);
 }
 
-INLINE void add_chunk(enum act_type act, int heads, struct group *g, const struct kv_store *s)
+NUM_FN void add_chunk(enum act_type act, int heads, struct group *g, const struct kv_store *s)
 {
     const int n_pages = (g->tokens + KV_PAGE - 1) / KV_PAGE;
     int i = 0;

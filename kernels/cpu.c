@@ -107,10 +107,10 @@ static int op_weight_open(struct backend *b, struct weight **out, const struct w
     if (use == WEIGHT_TABLE)
         rc = table_open(&w->table, parts, n_parts, in);
     else
-        rc = linear_weight_open(cpu(b)->linear, &w->linear, parts, n_parts, in);
+        rc = linear_pack(cpu(b)->linear, &w->panels, parts, n_parts, in);
     if (rc) {
         free(w);
-        return fail(b, "no memory for the weights, or no way to multiply with them row by row");
+        return fail(b, "out of memory for the weights");
     }
     *out = w;
     return 0;
@@ -121,7 +121,7 @@ static void op_weight_close(struct backend *b, struct weight *w)
     (void)b;
     if (!w)
         return;
-    linear_weight_close(w->linear);
+    linear_unpack(&w->panels);
     free(w->table.parts);
     free(w);
 }
@@ -201,8 +201,8 @@ static int op_linear(struct backend *b, float *y, enum linear_out how, const voi
                      const struct weight *w, int n)
 {
     double start = now();
-    if (linear_run(cpu(b)->linear, y, how, x, w->linear, n))
-        fail(b, "a matrix multiply failed");
+    if (linear_run(cpu(b)->linear, y, how, x, &w->panels, n))
+        fail(b, "out of memory for the activations");
     return done(b, OP_LINEAR, start);
 }
 
@@ -343,16 +343,27 @@ static const struct cpu_level *pick_level(void)
     return &cpu_level_base;
 }
 
+/* bf16 halves the bytes of the weights everywhere, and is what AMX multiplies. `auto` takes it
+ * where the CPU knows the type; elsewhere widening costs more than it saves on large batches. */
+static bool has_bf16(void)
+{
+#ifdef __x86_64__
+    return amx_open() || __builtin_cpu_supports("avx512bf16");
+#else
+    return false;
+#endif
+}
+
 static int pick_act(enum act_type *act, const char *dtype, char *why, size_t why_size)
 {
-    bool is_auto = strcmp(dtype, "auto") == 0;
-    if (!is_auto && strcmp(dtype, "bf16") != 0 && strcmp(dtype, "f32") != 0) {
+    if (strcmp(dtype, "f32") == 0)
+        *act = ACT_F32;
+    else if (strcmp(dtype, "bf16") == 0)
+        *act = ACT_BF16;
+    else if (strcmp(dtype, "auto") == 0)
+        *act = has_bf16() ? ACT_BF16 : ACT_F32;
+    else {
         snprintf(why, why_size, "dtype \"%s\" is none of auto, bf16, f32", dtype);
-        return -1;
-    }
-    *act = strcmp(dtype, "f32") != 0 && linear_has_bf16() ? ACT_BF16 : ACT_F32;
-    if (strcmp(dtype, "bf16") == 0 && *act != ACT_BF16) {
-        snprintf(why, why_size, "dtype bf16: this CPU has neither AMX-BF16 nor AVX512-BF16");
         return -1;
     }
     return 0;
@@ -406,14 +417,14 @@ int cpu_open(struct backend **out, const struct backend_opts *o, char *why, size
     c->base.act = act;
     c->level = pick_level();
     threads_open(c, o->threads);
-    if (linear_open(&c->linear, act)) {
-        snprintf(why, why_size, "oneDNN does not work on this CPU");
+    if (linear_open(&c->linear, act, c->level)) {
+        snprintf(why, why_size, "out of memory");
         threads_close(c);
         free(c);
         return -1;
     }
     snprintf(c->base.device, sizeof c->base.device, "%d thread%s, %s, %s", c->threads,
-             c->threads == 1 ? "" : "s", c->level->name, linear_isa(c->linear));
+             c->threads == 1 ? "" : "s", c->level->name, linear_kernel(c->linear));
     *out = &c->base;
     return 0;
 }

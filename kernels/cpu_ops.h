@@ -12,6 +12,7 @@
  * element is computed by one thread in one fixed order: neither n nor the threads change a bit. */
 #pragma once
 #include "backend.h"
+#include "panels.h"
 
 #define CPU_PASTE_(name, level) cpu_##name##_##level
 #define CPU_PASTE(name, level)  CPU_PASTE_(name, level)
@@ -25,12 +26,10 @@ struct cpu_table {
 
 enum { CPU_HEAD_DIM_MAX = 512 };
 
-struct linear_weight; /* linear.c */
-
 struct weight {
     enum weight_use use;
-    struct cpu_table table;       /* WEIGHT_TABLE */
-    struct linear_weight *linear; /* WEIGHT_LINEAR */
+    struct cpu_table table; /* WEIGHT_TABLE */
+    struct panels panels;   /* WEIGHT_LINEAR */
 };
 
 /* A page of one layer is, for each KV head, its keys and then its values, both as blocks of 32
@@ -63,8 +62,13 @@ struct cpu_level {
                    const struct attend_args *, int n);
     void (*swiglu)(enum act_type act, void *y, const float *gu, int n, int ffn);
     void (*propose)(const struct propose_args *, int n);
+    /* y (n, out) = or += x Wᵀ. scratch: GEMM_ROWS rows of steps * DEPTH floats, aligned to 64. */
+    void (*multiply)(float *y, bool add, enum act_type act, const void *x, const struct panels *,
+                     int n, float *scratch);
 };
 extern const struct cpu_level cpu_level_v4, cpu_level_v3, cpu_level_base;
+
+enum { GEMM_ROWS = 256 }; /* rows that share one pass over the weights */
 
 #ifdef CPU_LEVEL
 void CPU_FN(embed)(float *x, const struct cpu_table *, const int32_t *ids, int n);
@@ -76,6 +80,8 @@ void CPU_FN(attend)(enum act_type act, const struct kv_store *, int layer,
                     const struct attend_args *, int n);
 void CPU_FN(swiglu)(enum act_type act, void *y, const float *gu, int n, int ffn);
 void CPU_FN(propose)(const struct propose_args *, int n);
+void CPU_FN(multiply)(float *y, bool add, enum act_type act, const void *x, const struct panels *,
+                      int n, float *scratch);
 #endif
 
 void cpu_copy_rows(void *dst, const int32_t *dst_row, const void *src, const int32_t *src_row,
@@ -83,17 +89,17 @@ void cpu_copy_rows(void *dst, const int32_t *dst_row, const void *src, const int
 void cpu_kv_copy(struct kv_store *, const int32_t *from, const int32_t *to, int n);
 void cpu_resample(const struct resample_args *, struct resample_out *out, int n);
 
-/* linear.c: the matrix multiply. Functions that can fail return 0 or -1. */
+/* linear.c: weights of a file into panels, and the choice of the kernel. Functions that can fail
+ * return 0, or -1 when out of memory. */
 struct linear;
-bool linear_has_bf16(void); /* this CPU multiplies bf16 natively */
-int linear_open(struct linear **out, enum act_type);
+int linear_open(struct linear **out, enum act_type, const struct cpu_level *);
 void linear_close(struct linear *);
-const char *linear_isa(const struct linear *); /* "AMX bf16": for people */
-int linear_weight_open(struct linear *, struct linear_weight **out, const struct weight_part *,
-                       int n_parts, int in);
-void linear_weight_close(struct linear_weight *);
-int linear_run(struct linear *, float *y, enum linear_out how, const void *x,
-               const struct linear_weight *, int n);
+const char *linear_kernel(const struct linear *); /* "AMX bf16": for people */
+int linear_pack(const struct linear *, struct panels *out, const struct weight_part *, int n_parts,
+                int in);
+void linear_unpack(struct panels *); /* frees them; an empty one is fine */
+int linear_run(struct linear *, float *y, enum linear_out how, const void *x, const struct panels *,
+               int n);
 
 /* backend.c opens it through this. */
 int cpu_open(struct backend **out, const struct backend_opts *, char *why, size_t why_size);

@@ -15,4 +15,5 @@ const struct cpu_level CPU_FN(level) = {
     .attend = CPU_FN(attend),
     .swiglu = CPU_FN(swiglu),
     .propose = CPU_FN(propose),
+    .multiply = CPU_FN(multiply),
 };

@@ -168,3 +168,32 @@ NUM_FN void vf_store_bf16_part(bf16 *p, vf v, int n)
     vh h = __builtin_convertvector(vf_round_bf16(v), vh);
     memcpy(p, &h, sizeof(bf16) * (size_t)n);
 }
+
+/* A block is 32 elements, two vectors a and b. As float they follow each other; as bf16 lane i is
+ * the word a[i] | b[i] << 16, so that one load and a shift or mask make a vector of floats. Block i
+ * of an array of blocks; it needs no alignment. */
+NUM_FN void num_load_block(int is_bf16, const void *blocks, size_t i, vf *a, vf *b)
+{
+    if (is_bf16) {
+        vu u;
+        memcpy(&u, (const char *)blocks + i * sizeof u, sizeof u);
+        *a = (vf)(u << 16);
+        *b = (vf)(u & 0xffff0000u);
+    } else {
+        const float *f = (const float *)blocks + i * 2 * VF;
+        *a = vf_load(f);
+        *b = vf_load(f + VF);
+    }
+}
+
+/* One lane of a block. */
+NUM_FN void num_put_pair(int is_bf16, void *blocks, size_t i, int lane, float a, float b)
+{
+    if (is_bf16) {
+        ((uint32_t *)blocks)[i * VF + (size_t)lane] =
+            bf16_from_float(a) | (uint32_t)bf16_from_float(b) << 16;
+    } else {
+        ((float *)blocks)[i * 2 * VF + (size_t)lane] = a;
+        ((float *)blocks)[i * 2 * VF + (size_t)(VF + lane)] = b;
+    }
+}

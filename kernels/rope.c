@@ -17,39 +17,22 @@ static void rotate(float *y, const float *x, const float *cos_sin, int head_dim,
         y[i] = x[i];
 }
 
-/* Two bf16 in a word, as the layout of a page wants them (cpu_ops.h). */
-static uint32_t word(float a, float b)
-{
-    return bf16_from_float(a) | (uint32_t)bf16_from_float(b) << 16;
-}
-
 /* k, of 2 key_blocks elements, becomes lane `token` of the keys. */
-static void store_key(enum act_type act, unsigned char *head, const struct kv_store *s,
+NUM_FN void store_key(enum act_type act, unsigned char *head, const struct kv_store *s,
                       const float *k, int token)
 {
-    for (int i = 0; i < s->key_blocks; i++) {
-        unsigned char *block = head + (size_t)i * s->block_bytes;
-        if (act == ACT_BF16) {
-            ((uint32_t *)block)[token] = word(k[2 * i], k[2 * i + 1]);
-        } else {
-            ((float *)block)[token] = k[2 * i];
-            ((float *)block)[VF + token] = k[2 * i + 1];
-        }
-    }
+    for (int i = 0; i < s->key_blocks; i++)
+        num_put_pair(act == ACT_BF16, head, (size_t)i, token, k[2 * i], k[2 * i + 1]);
 }
 
 /* v, of 32 value_blocks elements, becomes row `token` of the values. */
-static void store_value(enum act_type act, unsigned char *head, const struct kv_store *s,
+NUM_FN void store_value(enum act_type act, unsigned char *head, const struct kv_store *s,
                         const float *v, int token)
 {
-    unsigned char *row = head + (size_t)(s->key_blocks + token * s->value_blocks) * s->block_bytes;
-    if (act == ACT_F32) {
-        memcpy(row, v, (size_t)s->value_blocks * s->block_bytes);
-        return;
-    }
-    for (int j = 0; j < s->value_blocks; j++, v += 2 * VF, row += s->block_bytes)
+    size_t first = (size_t)(s->key_blocks + token * s->value_blocks);
+    for (int j = 0; j < s->value_blocks; j++, v += 2 * VF)
         for (int i = 0; i < VF; i++)
-            ((uint32_t *)row)[i] = word(v[i], v[VF + i]);
+            num_put_pair(act == ACT_BF16, head, first + (size_t)j, i, v[i], v[VF + i]);
 }
 
 /* Row i, KV head h and its query heads. */

@@ -24,7 +24,7 @@ library_header_ok() {
         yaml.h) [[ $1 == config/* || $1 == proto/tools/* ]] ;;
         pcre2.h) [[ $1 == core/* ]] ;;
         omp.h | *intrin.h | cpuid.h) [[ $1 == kernels/* ]] ;;
-        *dnnl* | *cuda* | *cublas*) [[ $1 == kernels/* ]] ;;
+        *cuda* | *cublas*) [[ $1 == kernels/* ]] ;;
     esac
 }
 
