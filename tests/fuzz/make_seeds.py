@@ -1,4 +1,4 @@
-"""Write the seeds of fuzz_gguf and fuzz_tokenizer: small files that reach every branch of the happy path.
+"""Write the seeds of fuzz_gguf, fuzz_model and fuzz_tokenizer: small files that reach every branch of the happy path.
 
     python tests/fuzz/make_seeds.py
 """
@@ -41,6 +41,28 @@ def write_gguf(folder):
         path.write_bytes(raw)
 
 
+def write_model(folder):
+    dim, heads, head_dim, ffn, vocab = 4, 2, 2, 3, 5
+    number = lambda value: (gguf.U32, value)
+    metadata = {
+        "general.architecture": (gguf.STRING, "llama"), "general.name": (gguf.STRING, "tiny"),
+        "llama.embedding_length": number(dim), "llama.block_count": number(1),
+        "llama.feed_forward_length": number(ffn), "llama.context_length": number(8),
+        "llama.attention.head_count": number(heads), "llama.attention.head_count_kv": number(1),
+        "llama.attention.key_length": number(head_dim), "llama.rope.dimension_count": number(2),
+        "llama.rope.freq_base": (gguf.F32, 100.0), "llama.rope.scaling.type": (gguf.STRING, "linear"),
+        "llama.rope.scaling.factor": (gguf.F32, 2.0),
+        "llama.attention.layer_norm_rms_epsilon": (gguf.F32, 1e-5)}
+    shapes = {
+        "token_embd": (vocab, dim), "output": (vocab, dim), "output_norm": (dim,), "rope_freqs": (1,),
+        "blk.0.attn_norm": (dim,), "blk.0.ffn_norm": (dim,), "blk.0.attn_q": (heads * head_dim, dim),
+        "blk.0.attn_k": (head_dim, dim), "blk.0.attn_v": (head_dim, dim),
+        "blk.0.attn_output": (dim, heads * head_dim), "blk.0.ffn_gate": (ffn, dim),
+        "blk.0.ffn_up": (ffn, dim), "blk.0.ffn_down": (dim, ffn)}
+    tensors = {f"{name}.weight": (np.ones(shape), "F32") for name, shape in shapes.items()}
+    gguf.write(folder / "llama", metadata, tensors)
+
+
 def tokenizer_input(kind, flags, tokens, merges, text):
     """The layout is described in fuzz_tokenizer.c."""
     string = lambda s: bytes([len(s.encode())]) + s.encode()
@@ -63,6 +85,6 @@ def write_tokenizer(folder):
     (folder / "bare_spm").write_bytes(tokenizer_input(7, 1, spm, [], text))
 
 
-for name, write in (("gguf", write_gguf), ("tokenizer", write_tokenizer)):
+for name, write in (("gguf", write_gguf), ("model", write_model), ("tokenizer", write_tokenizer)):
     (HERE / "seeds" / name).mkdir(parents=True, exist_ok=True)
     write(HERE / "seeds" / name)
