@@ -143,7 +143,7 @@ def test_a_missing_tensor(run, model_file, tmp_path):
     assert "output_norm.weight" in g.tensors
     path = tmp_path / "model.gguf"
     path.write_bytes(data.replace(b"output_norm.weight", b"output_morn.weight", 1))
-    refused(run("sample", "--model", path, "a"), "output_norm.weight")
+    refused(run("sample", "--model", path, "a"), "model.gguf", "tensor", "output_")
 
 
 def test_a_folder_with_one_model(run, model_file, tmp_path):
