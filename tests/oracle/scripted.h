@@ -155,8 +155,8 @@ static void visit_orders(struct cells *c, int i, int *order, double chance)
 
 /* Call visit once for every cell of the call's random numbers, the script set to that cell. The
  * weights' scale must be such that their exponentials are in range. */
-static void every_outcome(const struct resample_args *a, void (*visit)(void *ctx, double chance),
-                          void *ctx)
+static inline void every_outcome(const struct resample_args *a,
+                                 void (*visit)(void *ctx, double chance), void *ctx)
 {
     struct cells c = {.args = a, .visit = visit, .ctx = ctx};
     int order[SCRIPT_LANES];
