@@ -393,13 +393,15 @@ static int step(struct engine *e, struct err *err)
     struct machine *m = &e->m;
     double begun = seconds_now(), forward = forward_seconds(m->backend);
     collect(e);
-    if (step_run(m, err) != 0 || advance(e, err) != 0)
+    if (step_run(m, err) != 0)
+        return -1;
+    forward = forward_seconds(m->backend) - forward; /* what a resampling draws anew is SMC's */
+    if (advance(e, err) != 0)
         return -1;
 #ifndef NDEBUG
     check_kv(e);
 #endif
     end_ended(e);
-    forward = forward_seconds(m->backend) - forward;
     m->stats.forward_seconds += forward;
     m->stats.smc_seconds += seconds_now() - begun - forward;
     return 0;
