@@ -63,7 +63,7 @@ def test_thousand_clients_leave_mid_stream(serve):
         assert wire.head()[0] == 200
         wire.reset() if i % 3 == 0 else wire.socket.close()
     wait_until(lambda: ended(server) == before + 1000, 60)
-    assert is_idle(server) and metric(server, "clotho_kv_pages_used") == 0
+    wait_until(lambda: is_idle(server) and metric(server, "clotho_kv_pages_used") == 0)
     is_well(server)
 
 
