@@ -200,6 +200,7 @@ static int load(struct engine *e, struct err *err)
     if (model_open(&m->model, m->backend, m->gguf, &info->config, &mo, err) != 0 ||
         kv_open(&m->pool, info->n_pages, err) != 0 || open_scratch(m, err) != 0)
         return -1;
+    gguf_forget(m->gguf);
     void *priors;
     if (m->backend->ops->alloc(m->backend, &priors, MAX_RUNS * sizeof *m->priors) != 0)
         return err_set(err, ERR_INTERNAL, "%s", m->backend->why);
@@ -492,6 +493,20 @@ static void *engine_main(void *arg)
 /* ---- what others may ask
  * ----------------------------------------------------------------------------------- */
 
+/* The model's name: the alias, or what people call the file: no folder, no .gguf. */
+static void name_model(const struct engine *e, char *out, size_t size)
+{
+    const char *slash = strrchr(e->path, '/'), *stem = slash ? slash + 1 : e->path;
+    size_t len = strlen(stem) - (is_gguf_name(stem) ? strlen(".gguf") : 0);
+    if (*e->alias) {
+        stem = e->alias;
+        len = strlen(stem);
+    }
+    len = len < size ? len : size - 1;
+    memcpy(out, stem, len);
+    out[len] = '\0';
+}
+
 static int open_file(struct engine *e, struct err *err)
 {
     struct engine_info *info = &e->m.info;
@@ -499,7 +514,7 @@ static int open_file(struct engine *e, struct err *err)
         model_config_read(&info->config, e->m.gguf, e->path, err) != 0)
         return -1;
     snprintf(info->path, sizeof info->path, "%s", e->path);
-    snprintf(info->model, sizeof info->model, "%s", *e->alias ? e->alias : info->config.name);
+    name_model(e, info->model, sizeof info->model);
     return 0;
 }
 

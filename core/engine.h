@@ -18,7 +18,7 @@ struct engine;
 
 struct engine_opts {
     const char *model_path; /* a .gguf file, or a folder that holds exactly one */
-    const char *alias;      /* the model's name in the API; NULL: the file's own */
+    const char *alias;      /* the model's name in the API; NULL: the file's name */
     struct backend_opts backend;
     int batch_rows;    /* rows of one forward */
     int max_particles; /* particles of all running jobs */

@@ -450,6 +450,12 @@ int gguf_open(struct gguf **out, const char *path, struct err *err)
     return rc;
 }
 
+void gguf_forget(const struct gguf *g)
+{
+    if (g->mapped)
+        madvise((void *)g->base, g->size, MADV_DONTNEED);
+}
+
 void gguf_close(struct gguf *g)
 {
     if (!g)

@@ -50,6 +50,9 @@ int64_t gguf_array_f32(const struct gguf *, const char *key,
                        const float **out); /* may be unaligned: memcpy */
 int64_t gguf_array_i32(const struct gguf *, const char *key, const int32_t **out);
 
+/* Let go of the file's pages in memory; those that are read again come back by themselves. */
+void gguf_forget(const struct gguf *);
+
 size_t gguf_bytes(const struct gguf *); /* size of the file */
 
 /* A fingerprint of the contents for provenance: 16 hex digits over header, metadata and tensor
