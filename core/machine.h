@@ -96,7 +96,7 @@ struct machine {
 };
 enum {
     MAX_RUNS = 256,
-    JOB_MB = 64, /* MiB of host memory of all running jobs; and once more of all waiting ones */
+    JOB_MB = 32, /* MiB of host memory of all running jobs; and once more of all waiting ones */
     JOB_BYTES = JOB_MB << 20,
 };
 
