@@ -245,12 +245,12 @@ static void narrow(struct search *s)
 static int pick(const struct search *s, const float *from, int n, float *to)
 {
     float low = of_key((int32_t)s->lo), high = of_key((int32_t)s->hi);
-    int picked = 0;
-    for (int i = 0; i < n; i++) {
-        float x = from[i];
-        to[picked] = x;
-        picked += (x >= low) & (x <= high);
-    }
+    int i = 0, picked = 0;
+    for (; i + VF <= n; i += VF)
+        picked += vf_store_within(to + picked, vf_load(from + i), low, high);
+    for (; i < n; i++)
+        if (from[i] >= low && from[i] <= high)
+            to[picked++] = from[i];
     return picked;
 }
 
@@ -301,18 +301,25 @@ static int id_of_equal(const struct row *r, float x, double m)
     return r->vocab - 1;
 }
 
+static void cut_block(float *x, int n, float threshold, int last)
+{
+    for (int i = 0; i < n; i++) {
+        bool kept = (x[i] > threshold) | ((x[i] == threshold) & (i <= last));
+        x[i] = kept ? x[i] : -INFINITY;
+    }
+}
+
 /* Keep what is above the threshold, and at it up to the id `last`. */
 static void cut(struct row *r, float threshold, int last)
 {
     for (int b = 0; b < r->n_blocks; b++) {
-        float *x = r->x + (size_t)b * BLOCK;
-        int n = block_size(r, b), last_here = last - b * BLOCK;
-        for (int i = 0; i < n; i++) {
-            bool kept = (x[i] > threshold) | ((x[i] == threshold) & (i <= last_here));
-            x[i] = kept ? x[i] : -INFINITY;
-        }
-        if (r->p.max[b] > -INFINITY)
+        cut_block(r->x + (size_t)b * BLOCK, block_size(r, b), threshold, last - b * BLOCK);
+        if (r->p.max[b] >= threshold) {
             weigh_block(r, b);
+        } else {
+            r->p.max[b] = -INFINITY;
+            r->p.sum[b] = 0;
+        }
     }
 }
 
@@ -407,18 +414,13 @@ static void prior_values(const struct row *r, int b, float *value)
 /* p's values of block b plus log ψ. */
 static void twisted_values(const struct row *r, int b, float *value)
 {
+    const struct prior *prior = r->prior;
     int first = b * BLOCK, n = block_size(r, b);
-    float psi[BLOCK] = {0};
-    for (int i = psi_place(r->prior, first); i < r->prior->n_psi; i++) {
-        if (r->prior->psi_id[i] >= first + n)
-            break;
-        psi[r->prior->psi_id[i] - first] = r->prior->psi[i];
-    }
     prior_values(r, b, value);
     for (int i = 0; r->twist && i < n; i++)
-        psi[i] += r->twist[first + i];
-    for (int i = 0; i < n; i++)
-        value[i] += psi[i];
+        value[i] += r->twist[first + i];
+    for (int i = psi_place(prior, first); i < prior->n_psi && prior->psi_id[i] < first + n; i++)
+        value[prior->psi_id[i] - first] += prior->psi[i];
 }
 
 /* Is log ψ anything but 0 in block b? */

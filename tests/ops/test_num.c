@@ -39,6 +39,29 @@ static void test_exp_edges(void)
     EXPECT(exp_at(1e-40f) == 1.0f); /* subnormal */
 }
 
+static void test_exp_neg(void)
+{
+    for (uint32_t bits = 0; bits < 0x42ae0000; bits += 4099) { /* down to -87 */
+        double x = (double)-float_of(bits), y = (double)vf_exp_neg(vf_set((float)x))[VF - 1];
+        EXPECT_NEAR(y, exp(x), (2.5e-7 - 7e-8 * x) * exp(x));
+    }
+    EXPECT(vf_exp_neg(vf_set(-0.0f))[0] == 1.0f);
+    EXPECT(vf_exp_neg(vf_set(-87.7f))[0] == 0.0f);
+    EXPECT(vf_exp_neg(vf_set(-INFINITY))[0] == 0.0f);
+}
+
+static void test_store_within(void)
+{
+    float x[VF], to[VF];
+    for (int i = 0; i < VF; i++)
+        x[i] = (float)(i % 5);
+    EXPECT_INT(vf_store_within(to, vf_load(x), 3, 4), 6);
+    EXPECT(to[0] == 3 && to[1] == 4 && to[4] == 3 && to[5] == 4);
+    EXPECT_INT(vf_store_within(x, vf_load(x), -INFINITY, 1), 7); /* onto itself */
+    EXPECT(x[0] == 0 && x[1] == 1 && x[6] == 0);
+    EXPECT_INT(vf_store_within(to, vf_load(x), 7, INFINITY), 0);
+}
+
 static void test_folds(void)
 {
     float x[VF];
@@ -77,6 +100,8 @@ int main(void)
 {
     test_exp_error();
     test_exp_edges();
+    test_exp_neg();
+    test_store_within();
     test_folds();
     test_bf16();
     return test_failures();
