@@ -54,12 +54,23 @@ static void rope_store_head(enum act_type act, unsigned char *page, const struct
     store_value(act, head, s, padded, a->slot[i] % KV_PAGE);
 }
 
+/* A token's key has one line in each of its head's blocks. */
+static void fetch_keys(const unsigned char *page, const struct kv_store *s)
+{
+    for (int h = 0; h < s->kv_heads; h++)
+        for (int i = 0; i < s->key_blocks; i++)
+            __builtin_prefetch(page + (size_t)h * s->head_bytes + (size_t)i * s->block_bytes, 1);
+}
+
 void CPU_FN(rope_store)(enum act_type act, struct kv_store *s, int layer, const struct rope_args *a,
                         int n)
 {
     unsigned char *base = s->data + (size_t)layer * s->layer_bytes;
 #pragma omp parallel for if (n > 4)
-    for (int i = 0; i < n; i++)
+    for (int i = 0; i < n; i++) {
+        if (i + 1 < n)
+            fetch_keys(base + (size_t)(a->slot[i + 1] / KV_PAGE) * s->page_bytes, s);
         for (int h = 0; h < a->kv_heads; h++)
             rope_store_head(act, base + (size_t)(a->slot[i] / KV_PAGE) * s->page_bytes, s, a, i, h);
+    }
 }
