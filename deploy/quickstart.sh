@@ -58,6 +58,10 @@ start_server() {
     server_url
 }
 
+ask() { # ask URL REQUEST
+    curl -sSN --json "$2" "$1/v1/sample" | python3 deploy/show.py
+}
+
 stage "Packages of the system" deploy/install-deps.sh
 stage "Build (build/release/clotho)" build
 stage "Model: SmolLM2-135M-Instruct, 95 MB" deploy/fetch-model.sh
@@ -66,14 +70,16 @@ stage "Server" start_server "$model"
 url=$(< "$TMPDIR/out")
 
 echo
-python3 deploy/quickstart_request.py "$url"
+echo "Infilling: 256 samples of 1 to 4 tokens for the hole in \"The weather was so ___ that we stayed at home.\""
+ask "$url" '{"prompt": "The weather was so", "particles": 256, "max_tokens": 4, "seed": 1,
+    "potential": {"type": "continuation", "text": " that we stayed at home."}}'
 stop_server
 cat << TEXT
 
 The server is stopped again. To go on:
   build/release/clotho serve --model $model
-  curl -N http://127.0.0.1:8080/v1/sample -d '{"prompt":"My favourite animal is", "particles":32, "max_tokens":16,
-      "potential":{"type":"contains","text":"cat"}}'
+  curl -sN http://127.0.0.1:8080/v1/sample --json '{"prompt": "My favourite animal is a", "particles": 32,
+      "max_tokens": 16, "potential": {"type": "contains", "text": "cat"}}' | deploy/show.py
   build/release/clotho sample --model $model --particles 32 "Once upon a time"
   tests/run.sh
 README.md has more examples; \`clotho serve --help\` has every setting.

@@ -99,15 +99,16 @@ stage_unit() {
     run_ctest release --exclude-regex golden
 }
 
+fetch_model() {
+    CLOTHO_MODEL=$(deploy/fetch-model.sh) && export CLOTHO_MODEL
+}
+
 stage_golden() {
-    build release || return 1
-    CLOTHO_MODEL=$(deploy/fetch-model.sh) || return 1
-    export CLOTHO_MODEL
-    run_ctest release --tests-regex golden
+    build release && fetch_model && run_ctest release --tests-regex golden
 }
 
 stage_python() {
-    build release && run_pytest release tests
+    build release && fetch_model && run_pytest release tests
 }
 
 stage_asan() {
