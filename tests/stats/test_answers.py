@@ -8,7 +8,7 @@ import pytest
 from support.estimate import log_weight
 from support.posterior import Problem
 from support.reference import Prior, log_sum_exp
-from support.shapes import ENDING
+from support.shapes import ENDING, ENDLESS
 
 POTENTIAL = [{"type": "lexicon", "bias": {"a": 1.0, "c": -1.0}},
              {"type": "regex", "pattern": ".*b.*", "soft": -2.0}]
@@ -108,6 +108,24 @@ def test_the_genealogy_explains_the_texts(run):
             assert all(new.startswith(old) for old, new in zip(texts, e["texts"], strict=True))
             texts = e["texts"]
     assert [s["text"] for s in run.samples] == texts
+
+
+def test_clones_part_at_once(serve):
+    """Where the weight is known before the draw, clones draw their next token each for itself."""
+    client = serve("--dtype", "f32", **ENDLESS).client()
+    lexicon = {"type": "lexicon", "bias": {"a": 1.5, "c": -1.5}}
+    same = clones = 0
+    for seed in range(20):
+        run = client.sample(prompt=[0, 2], max_tokens=8, particles=32, seed=seed, potential=lexicon,
+                            twist={"type": "factor"}, events=EVENTS, temperature=1.5,
+                            resampling={"scheme": "multinomial", "ess_threshold": 1})
+        texts = {e["step"]: e["texts"] for e in run.steps}
+        for e in run.resamples:
+            pairs = [(texts[e["step"]][i], texts[e["step"]][a])
+                     for i, a in enumerate(e["ancestors"]) if i != a]
+            same += sum(child == parent for child, parent in pairs)
+            clones += len(pairs)
+    assert clones > 500 and same < 0.8 * clones
 
 
 def test_usage(run):

@@ -76,6 +76,24 @@ def test_reported_log_phi(serve, reference, name):
             assert found is None if exact == -math.inf else abs(found - exact) < 1e-3
 
 
+@pytest.mark.parametrize("prior", [Prior(temperature=0.6), Prior(min_tokens=9), Prior(ignore_eos=True),
+                                   Prior(temperature=1.3, top_k=5, min_tokens=2)], ids=range(4))
+def test_what_the_model_is_asked_is_asked_by_the_prior(serve, reference, prior):
+    """Continuations and judges go by p0 too; min_tokens counts on behind a text, and not in a
+    judge's question, which is another text."""
+    client = serve("--dtype", "f32", **ENDING).client()
+    for p in (CONTINUATION, JUDGE, CHOICE):
+        target = Problem(reference(**ENDING), (0, 2), prior, 10, potential=(p,))
+        texts = [[2], [3, 4], [5, 2, 3], [4, 4, 4, 1]]
+        scored = client.score(prompt=[0, 2], completions=texts, potential=p, **prior.fields())
+        for text, score in zip(texts, scored, strict=True):
+            exact = target.log_phi(text)
+            assert score["log_phi"] is None if exact == -math.inf else abs(score["log_phi"] - exact) < 1e-3
+        for s in client.sample(**target.fields(), particles=32, seed=6).samples:
+            exact = target.log_phi(s["tokens"])
+            assert s["log_phi"] is None if exact == -math.inf else abs(s["log_phi"] - exact) < 1e-3
+
+
 def test_text_may_cross_tokens(serve, reference):
     """"ab" spelt by one token or by two is the same text."""
     target = Problem(reference(**SPELLINGS), (0, 2), max_tokens=3, potential=(CONTAINS,))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from infilling_check import Infilling, importance_estimate, smc_estimate
+from support.estimate import run_many
 from support.server import Server
 
 CACHED = "~/.cache/clotho/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -43,6 +44,18 @@ def test_log_z_agrees_with_importance_sampling(server):
     smc, error = smc_estimate(server, CAT, seeds=12, particles=64)
     importance, importance_error = importance_estimate(server, CAT, draws=1024)
     assert abs(smc - importance) < 5 * math.hypot(error, importance_error)
+
+
+def test_the_same_bytes_amid_other_clients(server):
+    """At the sizes of a real model, where matrices are worked on in tiles and by several threads."""
+    fields = dict(prompt="Once upon a time there was", particles=12, max_tokens=10, seed=7, logprobs=True,
+                  potential={"type": "lexicon", "bias": {" the": 1.0, ".": -1.0}}, twist={"type": "factor"})
+    alone = server.client().sample(**fields).sample_lines()
+    others = [dict(prompt="The weather" + " was" * i, particles=1 + 3 * i, max_tokens=8, seed=i)
+              for i in range(16)]
+    crowd = run_many(server, [fields, *others[:8], fields, *others[8:], fields], threads=17)
+    for i in (0, 9, 18):
+        assert crowd[i].sample_lines() == alone
 
 
 def test_memory_is_planned(server):
