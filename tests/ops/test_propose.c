@@ -280,7 +280,7 @@ static void run(struct backend *b, const struct fixture *f, int first, int n,
 
 static bool near(double got, double want)
 {
-    return got == want || fabs(got - want) <= 1e-5 * fmax(1, fabs(want));
+    return got == want || fabs(got - want) <= 1e-5 * fmax(1, fmin(fabs(got), fabs(want)));
 }
 
 /* The uniform lies in the token's interval of the cumulative distribution, up to the rounding of
