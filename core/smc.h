@@ -60,8 +60,9 @@ struct smc_stats {
 int smc_resample(struct population *, struct backend *, enum smc_priority, uint32_t step,
                  struct smc_stats *out, struct err *err);
 
-/* Particle i took a token: L += log p0 - log q, lpsi = the text's new log ψ. A token of probability
- * 0 kills it. */
+/* Particle i took a token: L += log p0 - log q, lpsi = the text's new log ψ. A token that the prior
+ * or the proposal makes impossible kills it; an lpsi of -inf does not, but such a particle has no
+ * children when it is next weighed. */
 void smc_extend(struct population *, int i, double log_p0, double log_q, double lpsi);
 
 /* The end: log_w[i] = L[i] + log_phi[i] (-inf when dead), weight = log_w normalised (all 0 if all
@@ -74,6 +75,7 @@ double smc_lse(const double *x, int n);
 double smc_ess(const double *x, int n);
 
 /* n draws from a weighted population by a resampling scheme: indices into it, for callers that
- * return unweighted samples. weight as smc_finish gives it; counter purpose PHILOX_CHOICE. */
+ * return unweighted samples. weight as smc_finish gives it (all 0 when all are dead: then index is
+ * 0 throughout); counter purpose PHILOX_CHOICE. */
 void smc_choose(const double *weight, int k, enum resample_scheme, uint64_t seed, int n,
                 int32_t *index);

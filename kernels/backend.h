@@ -143,7 +143,8 @@ struct resample_args {
     int k;
     enum resample_scheme scheme;
     double ess_threshold; /* resample when ESS < threshold k; exactly 0 never, exactly 1 always */
-    bool pinned;          /* slot 0 keeps its particle, by the conditional law of the scheme */
+    bool pinned;          /* slot 0 keeps its particle, by the conditional law of the scheme. Never
+                             resampled when that one is dead */
     uint64_t seed;        /* Philox key; the counter is (step, 0, PHILOX_RESAMPLE, lane) */
     uint32_t step;
 };

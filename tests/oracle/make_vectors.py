@@ -317,6 +317,7 @@ def bounds(toys):
 def header(vectors):
     lines = [
         "/* Written by make_vectors.py; vectors.json has the same numbers. */",
+        "/* clang-format off */",
         "#pragma once",
         '#include "../../kernels/backend.h"',
         "",

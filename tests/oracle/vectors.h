@@ -1,4 +1,5 @@
 /* Written by make_vectors.py; vectors.json has the same numbers. */
+/* clang-format off */
 #pragma once
 #include "../../kernels/backend.h"
 
@@ -6,8 +7,8 @@ static const struct golden_bounds {
     const char *toy;
     int k;
     enum resample_scheme scheme;
-    double threshold;    /* resample when ESS < threshold k */
-    int twisted;         /* the proposal is the twist-induced one, else the prior */
+    double threshold; /* resample when ESS < threshold k */
+    int twisted;      /* the proposal is the twist-induced one, else the prior */
     double free, pinned; /* E[log Z^] of SMC and of conditional SMC */
 } golden_bounds[] = {
     {"S", 2, RESAMPLE_MULTINOMIAL, 1, 1, -0.8231525656027514, 2.870871703605445},
@@ -34,14 +35,8 @@ static const struct golden_toy {
     double log_z;
     double log_psi_1[5]; /* the optimal log twist of the first token */
 } golden_toys[] = {
-    {"A",
-     1.1003072911172551,
-     {1.117805852601525, 1.0092853378314777, 1.1443859379567147, 1.260731507402543,
-      1.0317396801078633}},
+    {"A", 1.1003072911172551, {1.117805852601525, 1.0092853378314777, 1.1443859379567147, 1.260731507402543, 1.0317396801078633}},
     {"S", 0.5031571982150131, {0.1204496937894472, 0.4342807177584027, 0.7501644406338943}},
     {"S2", 0.49624423214522884, {0.9802424960614274, 0.36036296578128857}},
-    {"EOS",
-     0.29369917135436086,
-     {0.36717562800187753, -0.2021584832990292, 0.25249098326021097, 0.4521881720164087,
-      -2.0576207712480366}},
+    {"EOS", 0.29369917135436086, {0.36717562800187753, -0.2021584832990292, 0.25249098326021097, 0.4521881720164087, -2.0576207712480366}},
 };
