@@ -550,7 +550,8 @@ static void set_twists(struct run *r)
         if (isfinite(x) && x < floor_log)
             floor_log = x;
     }
-    floor_log -= 2; /* lower, and these texts die out in nearly every run, to weigh e^floor in one */
+    floor_log -=
+        2; /* lower, and these texts die out in nearly every run, to weigh e^floor in one */
     for (int i = 0; i < r->k; i++) {
         if (!r->p[i].drew || r->pop.status[i] == PARTICLE_DEAD)
             continue;
