@@ -15,6 +15,8 @@ from support.server import Server
 CACHED = "~/.cache/clotho/SmolLM2-135M-Instruct.Q4_1.gguf"
 CAT = Infilling("The cat sat on the", 2, " and slept.")  # few enough holes for plain importance sampling
 MB = 1_000_000
+# Threads that wait for each other let others work: on a busy machine several times as fast.
+PASSIVE = {"OMP_WAIT_POLICY": "passive"}
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +24,7 @@ def server():
     model = Path(os.environ.get("CLOTHO_MODEL") or CACHED).expanduser()
     if not model.exists():
         pytest.skip(f"{model} is not there; deploy/quickstart.sh fetches it, or set CLOTHO_MODEL")
-    with Server(model) as running:
+    with Server(model, env=PASSIVE) as running:
         yield running
 
 
@@ -61,8 +63,7 @@ def test_the_same_bytes_amid_other_clients(server):
 def test_memory_is_planned(server):
     """256 particles of 256 tokens stay under 900 MB, and a second time takes nothing more."""
     fields = dict(prompt="Once upon a time", particles=256, max_tokens=256, ignore_eos=True,
-                  events=["sample"], seed=1, potential={"type": "lexicon", "bias": {" cat": 1.0}},
-                  twist={"type": "factor"})
+                  events=["sample"], seed=1, potential={"type": "lexicon", "bias": {" cat": 1.0}})
     server.client(timeout=600).sample(**fields)
     first = server.memory()[1]
     assert first < 900 * MB
@@ -72,5 +73,5 @@ def test_memory_is_planned(server):
 
 def test_it_is_ready_within_three_seconds(server):
     """The best of two starts: the other tests are done, but the machine may not be."""
-    with Server(server.model) as again:
+    with Server(server.model, env=PASSIVE) as again:
         assert min(server.ready_seconds, again.ready_seconds) < 3
