@@ -386,9 +386,20 @@ bool run_drop_cache(struct run *r, struct seq *s)
     return r->account.used < used;
 }
 
+/* Does this step copy a page of s? Such a page must not change hands before the copy is done. */
+static bool is_copied_from(const struct batch *b, const struct kv_seq *s)
+{
+    for (int i = 0; i < b->n_cow; i++)
+        for (int j = 0; j < s->n_pages; j++)
+            if (s->page[j] == b->cow_from[i])
+                return true;
+    return false;
+}
+
 static bool give_up(struct run *r, struct seq *s)
 {
-    if (s->in_step == r->m->step || s->kv->n_tokens <= s->n_base)
+    if (s->in_step == r->m->step || s->kv->n_tokens <= s->n_base ||
+        is_copied_from(&r->m->batch, s->kv))
         return false;
     int cached = s->kv->n_tokens;
     bool freed = run_drop_cache(r, s);
@@ -401,8 +412,6 @@ static bool give_up(struct run *r, struct seq *s)
  * always gets through. */
 static bool make_room(struct run *r, int self)
 {
-    if (r->cow_step == r->m->step)
-        return false; /* pages about to be copied from must not change hands in this step */
     for (int i = r->k - 1; i >= 0; i--)
         if (r->p[i].seq.done && give_up(r, &r->p[i].seq))
             return true;

@@ -85,7 +85,6 @@ struct run {
         root_complete; /* no segment is left for the root: it has drawn, or is ready to be forked */
     bool failed_sink;
     struct kv_account account;
-    uint64_t cow_step; /* the last step that copies pages of it */
     int32_t prior_slot;
     void *prior_memory; /* dev */
     struct prior prior;

@@ -52,7 +52,6 @@ int step_add(struct machine *m, struct run *run, struct seq *s, int budget)
     if (from >= 0) {
         b->cow_from[b->n_cow] = from;
         b->cow_to[b->n_cow++] = to;
-        run->cow_step = m->step;
     }
     for (int i = 0; i < n; i++)
         add_row(m, run, s, first + i, m->slots[i]);
