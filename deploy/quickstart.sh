@@ -70,7 +70,7 @@ stage "Server" start_server "$model"
 url=$(< "$TMPDIR/out")
 
 echo
-echo "Infilling: 256 samples of 1 to 4 tokens for the hole in \"The weather was so ___ that we stayed at home.\""
+echo "Infilling: 256 samples for the hole in \"The weather was so ___ that we stayed at home.\""
 ask "$url" '{"prompt": "The weather was so", "particles": 256, "max_tokens": 4, "seed": 1,
     "potential": {"type": "continuation", "text": " that we stayed at home."}}'
 stop_server
