@@ -35,12 +35,13 @@ PRIORS = {
     "hot": Prior(temperature=2.5),
     "no-eos": Prior(ignore_eos=True),
     "later-eos": Prior(min_tokens=3),
+    "bias": Prior(logit_bias={2: -2.0, 3: 1.5, 4: -100.0}),
 }
 TRUNCATED = {
     "top_k": Prior(top_k=3),
     "top_k-1": Prior(top_k=1),
     "top_p": Prior(top_p=0.8),
-    "together": Prior(temperature=0.7, top_k=5, top_p=0.9, min_tokens=2),
+    "together": Prior(temperature=0.7, top_k=5, top_p=0.9, min_tokens=2, logit_bias={2: 0.5}),
 }
 
 

@@ -6,7 +6,7 @@ import pytest
 from support.estimate import Estimate, repeat
 from support.posterior import Problem, Solution
 from support.reference import Prior
-from support.shapes import ENDING, ENDLESS, SPELLINGS, TIED
+from support.shapes import A, B, C, ENDING, ENDLESS, SPELLINGS, TIED
 
 SCHEMES = ["systematic", "stratified", "multinomial", "residual"]
 TWISTS = {
@@ -44,9 +44,9 @@ def test_other_models(serve, reference, shape, twist):
 
 @pytest.mark.parametrize("prior", [
     Prior(temperature=0.6, min_tokens=2),
-    Prior(top_k=3),
+    Prior(top_k=3, logit_bias={A: -1.5, B: 1.0}),
     Prior(top_p=0.85, ignore_eos=True),
-    Prior(temperature=1.4, top_k=4, top_p=0.9, min_tokens=1),
+    Prior(temperature=1.4, top_k=4, top_p=0.9, min_tokens=1, logit_bias={C: -100}),
 ], ids=["temperature", "top_k", "top_p", "all"])
 @pytest.mark.parametrize("twist", ["none", "factor"])
 def test_the_prior_is_part_of_the_target(serve, reference, prior, twist):

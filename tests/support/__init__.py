@@ -1,1 +1,1 @@
-"""What the Python tests share: tiny models, a float64 reference of the whole mathematics, a server to talk to."""
+"""What the Python tests share: tiny models, a float64 reference, a server to talk to."""
