@@ -113,7 +113,7 @@ void http_watch(struct http *h)
     double now = stream_clock();
     pthread_mutex_lock(&h->lock);
     for (struct link *l = h->links; l; l = l->next) {
-        if (l->deadline)
+        if (l->deadline > 0)
             watch_sender(l, now);
         if (l->stream)
             stream_watch(l->stream, now);
