@@ -20,11 +20,13 @@ struct engine_opts {
     const char *model_path; /* a .gguf file, or a folder that holds exactly one */
     const char *alias;      /* the model's name in the API; NULL: the file's name */
     struct backend_opts backend;
-    int batch_rows;    /* rows of one forward */
-    int max_particles; /* particles of all running jobs */
-    int max_queue;     /* jobs waiting; one more is refused with ERR_BUSY */
-    int context;       /* 0: the model's, at most 8192 */
-    size_t kv_bytes;   /* KV cache; 0: planned */
+    int batch_rows;        /* rows of one forward */
+    int max_particles;     /* particles of all running jobs */
+    int max_queue;         /* jobs waiting; one more is refused with ERR_BUSY */
+    int context;           /* 0: the model's, at most 8192 */
+    size_t kv_bytes;       /* KV cache; 0: planned */
+    const char *twist_dir; /* learned twists; NULL: none can be used or made */
+    size_t twist_bytes;    /* device memory for loaded twists and for learning */
     struct limits limits;
     void (*log)(
         const char *line); /* progress of loading and failures, one line each; may be NULL */
@@ -43,6 +45,8 @@ struct engine_info {
     int context, n_pages, batch_rows;
     const struct tokenizer *tokenizer;
     struct limits limits;
+    char twist_dir[512]; /* "": none */
+    size_t twist_bytes;
     int64_t loaded_unix; /* seconds */
     double load_seconds;
 };

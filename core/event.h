@@ -12,9 +12,11 @@ enum event_type {
     EVENT_STEP,
     EVENT_RESAMPLE,
     EVENT_SAMPLE,
-    EVENT_SCORE, /* one result of /v1/score */
-    EVENT_DONE,  /* the last one of a whole answer */
-    EVENT_ERROR, /* the last one of a broken one */
+    EVENT_SCORE,  /* one result of /v1/score */
+    EVENT_BOUND,  /* one run's bound on log Z */
+    EVENT_UPDATE, /* one step of learning */
+    EVENT_DONE,   /* the last one of a whole answer */
+    EVENT_ERROR,  /* the last one of a broken one */
 };
 
 struct event_text {
@@ -25,6 +27,12 @@ struct event_text {
 struct event_hole {
     const char *name;
     struct event_text text;
+};
+
+/* A mean over runs; se, its standard error, is NaN (JSON: null) for n < 2, mean for n = 0. */
+struct event_mean {
+    double mean, se;
+    int n;
 };
 
 struct event {
@@ -63,6 +71,7 @@ struct event {
         struct {
             int index;
             double log_p, log_phi;
+            double log_q; /* Σ log q of its tokens under the request's proposal */
             bool has_phi;
             const int32_t *tokens;
             int n_tokens;
@@ -70,7 +79,20 @@ struct event {
             const double *token_log_p; /* (n_tokens) or NULL */
         } score;
         struct {
-            double log_z, ess; /* JOB_SAMPLE */
+            bool upper; /* kind */
+            double log_z;
+        } bound;
+        struct {
+            int update; /* 1 = the first */
+            double loss, log_z, ess;
+        } update;
+        struct {
+            int kind;          /* enum job_kind: which of these it has */
+            double log_z, ess; /* JOB_SAMPLE; log_z also JOB_LEARN */
+            struct event_mean lower, upper, kl_q_sigma, kl_sigma_q; /* JOB_BOUNDS; NaN: unknown */
+            double gap;
+            const char *name; /* JOB_LEARN */
+            int updates;
             int prompt_tokens;
             int64_t completion_tokens; /* drawn (sample), given (score) */
             double queue_seconds, prompt_seconds, sample_seconds;

@@ -9,6 +9,7 @@
 #include "../kernels/backend.h"
 #include "arena.h"
 #include "err.h"
+#include "twist.h"
 
 /* The largest a request may be. One table for the parser's refusals, `--help` and the engine's
  * planning. */
@@ -78,12 +79,19 @@ enum twist_type {
     TWIST_NONE,
     TWIST_FACTOR,    /* the lexicon potentials, token by token, in the proposal as well */
     TWIST_POTENTIAL, /* φ(s_1:t)^power every `every` tokens */
+    TWIST_LEARNED,   /* a learned head: log ψ of all next tokens, in the proposal as well */
 };
 
-struct twist {
+struct head;
+
+struct twist_choice {
     enum twist_type type;
     int every;
     double power;
+    /* learned */
+    const char *name;
+    struct ids condition; /* of a conditional twist: the ending it is to foresee */
+    struct head *head;    /* set by the engine: the one being learned, or the named one, loaded */
 };
 
 enum segment_type {
@@ -105,6 +113,30 @@ struct segment {
 enum job_kind {
     JOB_SAMPLE, /* draw a population */
     JOB_SCORE,  /* probabilities of given completions */
+    JOB_BOUNDS, /* lower and upper bounds on log Z */
+    JOB_LEARN,  /* a twist */
+};
+
+/* Exact draws of σ: given, or drawn by rejection. */
+struct targets {
+    struct ids *given; /* whole texts: they end with EOS, a stop string, or at max_tokens */
+    int n;             /* 0: none */
+    int64_t max_draws; /* > 0: by rejection, with at most so many draws of p0 */
+};
+
+/* What JOB_LEARN learns. The prior, the potentials, particles (a prompt's), seed, the one hole's
+ * max_tokens and the resampling (by default none) are the job's. */
+struct learn {
+    struct twist_spec
+        spec;            /* name, layers, hidden, conditional, method, updates, learning_rate … */
+    struct ids *prompts; /* each update takes the next; the job's own prompt is the first */
+    const char **prompt_text; /* (n_prompts) for judges */
+    size_t *prompt_text_len;
+    int n_prompts;
+    int condition_tokens; /* conditional: endings of so many tokens, drawn from the prior … */
+    int condition_batch;  /* … so many in an update, particles shared among them */
+    int checkpoint;       /* save every so many updates; 0: at the end only */
+    int bounds;           /* say bounds every so many updates; 0: never */
 };
 
 struct job {
@@ -130,7 +162,7 @@ struct job {
     /* the target */
     struct potential *potentials;
     int n_potentials;
-    struct twist twist;
+    struct twist_choice twist;
     bool base_proposal; /* "base", or "auto" without a twist over the vocabulary */
 
     /* JOB_SAMPLE */
@@ -144,6 +176,14 @@ struct job {
     bool named_holes; /* samples report "holes" */
     bool logprobs;    /* samples carry token_log_p */
     bool ev_step, ev_resample, ev_sample, ev_particles;
+
+    /* JOB_BOUNDS, JOB_LEARN */
+    struct targets targets;
+    int repeats; /* JOB_BOUNDS: runs of each kind */
+    struct learn learn;
+
+    /* of a bounds' or a learning's own runs */
+    const struct ids *pinned; /* particle 0 is this text: conditional SMC */
 
     /* JOB_SCORE */
     struct ids *completions;

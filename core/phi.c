@@ -69,7 +69,7 @@ static void items_to_score(struct run *r)
         f->item_of[i] = i;
         f->item[f->n_items++] = (struct phi_item){.particle = i, .n = r->p[i].seq.n_own};
     }
-    const struct twist *t = &r->job->twist;
+    const struct twist_choice *t = &r->job->twist;
     for (int i = 0; i < r->k && t->type == TWIST_POTENTIAL; i++)
         for (int n = t->every; n <= r->p[i].seq.n_own; n += t->every)
             f->item[f->n_items++] = (struct phi_item){.particle = i, .n = n};

@@ -486,7 +486,7 @@ static int end_step(struct run *r, const struct smc_stats *before, struct err *e
 
 static bool twist_due(struct run *r)
 {
-    const struct twist *t = &r->job->twist;
+    const struct twist_choice *t = &r->job->twist;
     bool over = count_live(r) == 0 && r->segment + 1 == r->job->n_segments;
     return t->type == TWIST_POTENTIAL && r->n_steps % t->every == 0 && !over;
 }
@@ -601,7 +601,8 @@ static void say_done(struct run *r, double log_z, double ess, int64_t tokens)
 {
     double now = seconds_now();
     run_say(r, &(struct event){.type = EVENT_DONE,
-                               .done = {.log_z = log_z,
+                               .done = {.kind = (int)r->job->kind,
+                                        .log_z = log_z,
                                         .ess = ess,
                                         .prompt_tokens = r->n_prompt,
                                         .completion_tokens = tokens,
@@ -636,7 +637,7 @@ static void finish_samples(struct run *r)
 static void score_twist(struct run *r, int i, const struct phi_item *partial, double *out)
 {
     const struct particle *p = &r->p[i];
-    const struct twist *t = &r->job->twist;
+    const struct twist_choice *t = &r->job->twist;
     double now = 0;
     for (int n = 0; n < p->seq.n_own; n++) {
         if (t->type == TWIST_FACTOR)

@@ -112,6 +112,7 @@ static int propose(struct machine *m, struct err *err)
         const struct want *w = &m->want[i];
         m->rows[i] = (struct propose_row){
             .prior = w->run->prior_slot,
+            .twist = -1,
             .ban_eos = bans_eos(w->run, w->seq, w->pos + 1),
             .first_draw = n_draws,
         };
@@ -164,6 +165,7 @@ int step_redraw(struct machine *m, struct run *run, const struct seq *const *par
             hidden[n_rows] = m->batch.max_rows + parent[i]->hidden;
             m->rows[n_rows++] = (struct propose_row){
                 .prior = run->prior_slot,
+                .twist = -1,
                 .ban_eos = bans_eos(run, parent[i], seq_len(parent[i])),
                 .first_draw = i,
             };

@@ -96,6 +96,7 @@ struct prior {
 
 struct propose_row {    /* one row of logits */
     int32_t prior;      /* index into priors */
+    int32_t twist;      /* row of propose_args.twist: its dense log ψ; -1: none */
     int32_t ban_eos;    /* 0 or 1 */
     int32_t first_draw; /* its draws are draws[first_draw .. first_draw + n_draws) */
     int32_t n_draws;
@@ -116,14 +117,42 @@ struct propose_out { /* all logs natural; -inf allowed */
 };
 enum { PROPOSE_VOCAB_MAX = 1 << 20 };
 struct propose_args {
-    float *logits;                    /* (n, vocab), overwritten */
-    const float *twist;               /* (n, vocab) dense log ψ, or NULL */
-    int vocab;                        /* <= PROPOSE_VOCAB_MAX */
-    const struct prior *priors;       /* dev */
+    float *logits;              /* (n, vocab), overwritten */
+    const float *twist;         /* (…, vocab) dense log ψ of the rows that have one, or NULL */
+    int vocab;                  /* <= PROPOSE_VOCAB_MAX */
+    const struct prior *priors; /* dev */
     const struct propose_row *rows;   /* dev (n) */
     const struct propose_draw *draws; /* dev (n_draws) */
     struct propose_out *out;          /* dev (n_draws) */
     int n_draws;
+};
+
+/* What stands between the layers of a twist's head, or behind the last. */
+enum activation {
+    ACTIVATE_RELU,        /* y act = max(x, 0) */
+    ACTIVATE_LOG_SIGMOID, /* y float = -log(1 + exp(-x)); y may be x */
+};
+
+/* The backward pass of y = x Wᵀ + b for n rows, in float. What is NULL is not wanted. dw and db are
+ * added to, each element over the rows in order, whatever the threads are. */
+struct linear_grad_args {
+    const float *dy; /* (n, out), or with col (n): row i is dy[i] in column col[i], 0 elsewhere */
+    const int32_t *col; /* (n) each in [0, out), or NULL */
+    const void *x;      /* act (n, in) */
+    const float *w;     /* (out, in), row-major: the master copy */
+    float *dx;          /* (n, in)   = dY W */
+    float *dw;          /* (out, in) += dYᵀ X */
+    float *db;          /* (out)     += Σ_i dY_i */
+    int in, out;
+};
+
+/* One step of Adam (Kingma and Ba 2015) with bias correction, element by element:
+ *   m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g²;  w -= rate (m/(1-b1^step)) / (sqrt(v/(1-b2^step)) +
+ * eps);  g = 0 */
+struct adam_args {
+    float *w, *m, *v, *g;
+    float rate, b1, b2, eps;
+    int step; /* 1 = the first */
 };
 
 enum resample_scheme {
@@ -211,6 +240,27 @@ struct backend_ops {
      * and its Philox counter. n rows. */
     int (*propose)(struct backend *, const struct propose_args *, int n);
 
+    /* Between layers of a head: y[i] = activation(x[i]), n rows of dim. x float. */
+    int (*activate)(struct backend *, void *y, enum activation, const float *x, int n, int dim);
+
+    /* ---- learning */
+
+    /* A WEIGHT_LINEAR weight anew, from float memory: w dev (out, in), row-major. */
+    int (*weight_update)(struct backend *, struct weight *, const float *w);
+
+    int (*linear_grad)(struct backend *, const struct linear_grad_args *, int n);
+
+    /* dx[i,j] = y[i,j] > 0 ? dy[i,j] : 0.  dx may be dy; y act (n, dim): what activate made */
+    int (*relu_grad)(struct backend *, float *dx, const float *dy, const void *y, int n, int dim);
+
+    /* The gradient of a proposal's cross-entropy with respect to its log twists: for row i with one
+     * forced draw, dy[i,v] = coef[i] (q(v | row i) - [v is the forced token]), q as `propose` has
+     * it. coef dev (n), dy dev (n, vocab); logits are overwritten, out is not touched. */
+    int (*propose_grad)(struct backend *, const struct propose_args *, const float *coef, float *dy,
+                        int n);
+
+    int (*adam)(struct backend *, const struct adam_args *, size_t n);
+
     /* Weigh n populations and resample those that need it. HOST array of args; out dev (n). */
     int (*resample)(struct backend *, const struct resample_args *, struct resample_out *out,
                     int n);
@@ -227,6 +277,12 @@ enum backend_op {
     OP_KV_COPY,
     OP_PROPOSE,
     OP_RESAMPLE,
+    OP_ACTIVATE,
+    OP_WEIGHT_UPDATE,
+    OP_LINEAR_GRAD,
+    OP_RELU_GRAD,
+    OP_PROPOSE_GRAD,
+    OP_ADAM,
     OP_COUNT
 };
 extern const char *const backend_op_names[OP_COUNT]; /* "embed", "rmsnorm", … */

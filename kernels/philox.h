@@ -15,6 +15,9 @@ enum philox_purpose {
     PHILOX_DRAW = 0,     /* a particle's next token */
     PHILOX_RESAMPLE = 1, /* ancestors */
     PHILOX_CHOICE = 2,   /* choosing returned samples from a weighted population */
+    PHILOX_INIT = 3,     /* the first numbers of a twist */
+    PHILOX_REJECT = 4,   /* accepting exact draws */
+    PHILOX_SEED = 5,     /* seeds of the runs that a study is made of */
 };
 
 struct philox {

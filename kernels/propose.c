@@ -534,7 +534,7 @@ static void propose_row(const struct propose_args *a, int i)
     struct row r;
     const struct propose_row *row = &a->rows[i];
     r.x = a->logits + (size_t)i * (size_t)a->vocab;
-    r.twist = a->twist ? a->twist + (size_t)i * (size_t)a->vocab : NULL;
+    r.twist = row->twist >= 0 ? a->twist + (size_t)row->twist * (size_t)a->vocab : NULL;
     r.prior = &a->priors[row->prior];
     r.vocab = a->vocab;
     r.n_blocks = (a->vocab + BLOCK - 1) / BLOCK;

@@ -207,6 +207,8 @@ static struct buf *list_of(struct answer *a, enum event_type type)
     case EVENT_SCORE:
         return &a->results;
     case EVENT_START:
+    case EVENT_BOUND:
+    case EVENT_UPDATE:
     case EVENT_DONE:
     case EVENT_ERROR:
         break;

@@ -361,7 +361,6 @@ static const struct field learned_twist_fields[] = {
     {"name", FIELD_TEXT, offsetof(struct twist_draft, name), .required = true},
 };
 
-enum { TWIST_LEARNED = TWIST_POTENTIAL + 1 }; /* known, but none is there */
 static const char *const twist_names[] = {"none", "factor", "potential", "learned", NULL};
 static const struct {
     const struct field *fields;

@@ -83,6 +83,10 @@ static void walk_event(struct walk *w, struct event *e)
         PART(w, e->score.token_log_p, e->score.n_tokens);
         break;
     case EVENT_DONE:
+        part_string(w, &e->done.name);
+        break;
+    case EVENT_BOUND:
+    case EVENT_UPDATE:
     case EVENT_ERROR:
         break;
     }
@@ -104,6 +108,10 @@ static size_t used_size(enum event_type type)
         return head + sizeof e->sample;
     case EVENT_SCORE:
         return head + sizeof e->score;
+    case EVENT_BOUND:
+        return head + sizeof e->bound;
+    case EVENT_UPDATE:
+        return head + sizeof e->update;
     case EVENT_DONE:
         return head + sizeof e->done;
     case EVENT_ERROR:

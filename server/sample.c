@@ -179,6 +179,8 @@ static void show_event(struct show *s, const struct event *e)
     case EVENT_START:
     case EVENT_RESAMPLE:
     case EVENT_SCORE:
+    case EVENT_BOUND:
+    case EVENT_UPDATE:
         break;
     }
 }

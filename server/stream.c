@@ -372,7 +372,7 @@ enum stream_end stream_leave(struct stream *s)
     if (s->end == STREAM_RUNNING)
         s->end = s->said ? s->said : STREAM_LEFT;
     enum stream_end end = s->end;
-    bool running = !s->closed;
+    bool running = !s->closed && !s->said; /* after its last word a job is only about to close */
     pthread_mutex_unlock(&s->lock);
     if (running && s->engine)
         engine_cancel(s->engine, s->handle);

@@ -124,7 +124,8 @@ static inline void run_propose(struct run *r, int prior, int hidden, int n, int 
     CHECK(index && rows && asked);
     for (int i = 0; i < n; i++) {
         index[i] = hidden + i;
-        rows[i] = (struct propose_row){.prior = prior, .first_draw = i * draws, .n_draws = draws};
+        rows[i] = (struct propose_row){
+            .prior = prior, .twist = -1, .first_draw = i * draws, .n_draws = draws};
     }
     for (int i = 0; i < n * draws; i++)
         asked[i] = (struct propose_draw){

@@ -100,7 +100,7 @@ stage_unit() {
 }
 
 fetch_model() {
-    CLOTHO_MODEL=$(deploy/fetch-model.sh) && export CLOTHO_MODEL
+    CLOTHO_TEST_MODEL=$(deploy/fetch-model.sh) && export CLOTHO_TEST_MODEL
 }
 
 stage_golden() {

@@ -107,7 +107,7 @@ static void compare_file(struct run *r, bool together, struct gaps *gaps)
 
 static bool find_smollm2(char *path, size_t size)
 {
-    const char *given = getenv("CLOTHO_MODEL"), *home = getenv("HOME");
+    const char *given = getenv("CLOTHO_TEST_MODEL"), *home = getenv("HOME");
     if (given)
         snprintf(path, size, "%s", given);
     else
@@ -124,7 +124,7 @@ static bool test_smollm2(void)
     struct err err;
     struct gguf *g;
     if (!find_smollm2(path, sizeof path)) {
-        fprintf(stderr, "no SmolLM2-135M-Instruct.Q4_1.gguf (CLOTHO_MODEL names one)\n");
+        fprintf(stderr, "no SmolLM2-135M-Instruct.Q4_1.gguf (CLOTHO_TEST_MODEL names one)\n");
         return false;
     }
     run_must(gguf_open(&g, path, &err), &err);

@@ -241,7 +241,11 @@ static void run(struct backend *b, const struct fixture *f, int first, int n,
     struct propose_row rows[ROWS];
     size_t row_bytes = (size_t)f->vocab * sizeof(float), place_bytes = sizeof(float) * PLACES;
     for (int i = 0; i < n; i++)
-        rows[i] = (struct propose_row){1, s->ban_eos && first + i == 1, i * DRAWS, DRAWS};
+        rows[i] = (struct propose_row){.prior = 1,
+                                       .twist = s->dense ? i : -1,
+                                       .ban_eos = s->ban_eos && first + i == 1,
+                                       .first_draw = i * DRAWS,
+                                       .n_draws = DRAWS};
     struct prior priors[2] = {{.temperature = 1, .top_p = 1},
                               {
                                   .temperature = s->temperature,

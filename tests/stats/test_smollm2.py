@@ -1,6 +1,6 @@
 """The default model of the product: infilling with a real language model, memory and start-up.
 
-Runs where the model file is: $CLOTHO_MODEL, or the cache folder that deploy/quickstart.sh fills."""
+Runs where the model file is: $CLOTHO_TEST_MODEL, or the cache folder that deploy/quickstart.sh fills."""
 import math
 import os
 from pathlib import Path
@@ -21,9 +21,9 @@ PASSIVE = {"OMP_WAIT_POLICY": "passive"}
 
 @pytest.fixture(scope="module")
 def server():
-    model = Path(os.environ.get("CLOTHO_MODEL") or CACHED).expanduser()
+    model = Path(os.environ.get("CLOTHO_TEST_MODEL") or CACHED).expanduser()
     if not model.exists():
-        pytest.skip(f"{model} is not there; deploy/quickstart.sh fetches it, or set CLOTHO_MODEL")
+        pytest.skip(f"{model} is not there; deploy/quickstart.sh fetches it, or set CLOTHO_TEST_MODEL")
     with Server(model, env=PASSIVE) as running:
         yield running
 

@@ -310,8 +310,21 @@ static void test_example(void)
     buf_free(&example);
 }
 
+/* The caller's own settings are not these tests' business. */
+static void clear_environment(void)
+{
+    char name[128];
+    for (char **e = environ; *e;) {
+        size_t n = strcspn(*e, "=");
+        snprintf(name, sizeof name, "%.*s", (int)n, *e);
+        if (strncmp(name, "CLOTHO_", 7) != 0 || unsetenv(name) != 0)
+            e++; /* unsetenv moves the rest down */
+    }
+}
+
 int main(void)
 {
+    clear_environment();
     test_defaults();
     test_forms();
     test_refusals();

@@ -219,7 +219,7 @@ static struct job *job_of_kind(int kind, int particles, int max_tokens, uint64_t
         j->ess_threshold = 0.9;
     }
     if (kind == 4) {
-        j->twist = (struct twist){TWIST_POTENTIAL, 3, 0.5};
+        j->twist = (struct twist_choice){.type = TWIST_POTENTIAL, .every = 3, .power = 0.5};
         j->ess_threshold = 1;
     }
     return j;

@@ -57,8 +57,14 @@ static const struct event score_full = {.type = EVENT_SCORE,
                                                   .n_tokens = 2,
                                                   .log_twist = log_p,
                                                   .token_log_p = log_p}};
-static const struct event done = {
-    .type = EVENT_DONE, .done = {-3.3, 38, 5, INT64_C(1) << 40, 0.001, 0.25, 12.3456789012345678}};
+static const struct event done = {.type = EVENT_DONE,
+                                  .done = {.log_z = -3.3,
+                                           .ess = 38,
+                                           .prompt_tokens = 5,
+                                           .completion_tokens = INT64_C(1) << 40,
+                                           .queue_seconds = 0.001,
+                                           .prompt_seconds = 0.25,
+                                           .sample_seconds = 12.3456789012345678}};
 static const struct event failed = {.type = EVENT_ERROR,
                                     .error = {ERR_INTERNAL, "", "the device failed"}};
 

@@ -1,6 +1,6 @@
 /* The tokenizers of real vocabularies against ids by independent implementations
  * (tests/golden/make_tokenizer.py, llama.cpp's vocabulary tests). Files that are not here are left
- * out with a message: SmolLM2 from $CLOTHO_MODEL or the cache, the others from $CLOTHO_TEST_DATA.
+ * out with a message: SmolLM2 from $CLOTHO_TEST_MODEL or the cache, the others from $CLOTHO_TEST_DATA.
  */
 #include "../../core/tokenizer.h"
 
@@ -179,12 +179,12 @@ static void check_smollm2_specials(const struct tokenizer *t)
 static bool test_smollm2(void)
 {
     static const char *const pres[] = {"gpt-2", "llama-bpe", "qwen2", "tekken"};
-    const char *model = getenv("CLOTHO_MODEL"), *home = getenv("HOME");
+    const char *model = getenv("CLOTHO_TEST_MODEL"), *home = getenv("HOME");
     struct model m, other;
     if (!(model ? open_model(&m, model, "")
                 : open_model(&m, home, ".cache/clotho/SmolLM2-135M-Instruct.Q4_1.gguf")))
         return false;
-    if (tokenizer_vocab(m.tokenizer) == 49152) { /* CLOTHO_MODEL may be another one */
+    if (tokenizer_vocab(m.tokenizer) == 49152) { /* CLOTHO_TEST_MODEL may be another one */
         check_smollm2_specials(m.tokenizer);
         check_goldens(m.tokenizer, "tokenizer_smollm2.txt", "smollm");
         for (int i = 0; i < 4; i++) {
