@@ -5,6 +5,7 @@
 #include "../core/buf.h"
 #include "../core/engine.h"
 #include "../core/event.h"
+#include "../core/twist.h"
 
 /* Append one JSON object, no newline. */
 void event_json(struct buf *out, const struct event *);
@@ -21,6 +22,12 @@ void answer_json(struct answer *, struct buf *out);
 void answer_close(struct answer *);
 
 void models_json(struct buf *out, const struct engine_info *); /* GET /v1/models */
+
+/* GET /v1/twists; GET /v1/twists/{name}: all that is known of one, request and calibration too if
+ * it has them; DELETE. */
+void twists_json(struct buf *out, const struct twist_file *, int n);
+void twist_json(struct buf *out, const struct twist_file *);
+void twist_removed_json(struct buf *out, const char *name);
 
 /* GET /openapi.json: static bytes, made at build time from openapi.yaml. */
 const char *openapi_json(size_t *len);

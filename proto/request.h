@@ -20,6 +20,16 @@ int request_sample(struct job **out, struct request_opts *, const char *body, si
 int request_score(struct job **out, const char *body, size_t len, const struct engine_info *,
                   struct err *err);
 
+/* POST /v1/bounds: draws of σ, given or by rejection, and the runs that they bound log Z with. */
+int request_bounds(struct job **out, struct request_opts *, const char *body, size_t len,
+                   const struct engine_info *, struct err *err);
+
+/* POST /v1/twists: a twist to be learned. job.learn.spec is complete but for calibration and log_z;
+ * its `request` lies in the job's arena: what was asked for as compact JSON, keys sorted. Refused
+ * (ERR_INVALID, no param) where the server has no folder of twists. */
+int request_learn(struct job **out, struct request_opts *, const char *body, size_t len,
+                  const struct engine_info *, struct err *err);
+
 /* POST /tokenize, /detokenize: body in, whole JSON answer out (malloc'ed, NUL-terminated, the
  * caller's). NULL: err. */
 char *request_tokenize(const char *body, size_t len, const struct engine_info *, struct err *err);
