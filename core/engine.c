@@ -4,20 +4,12 @@
 
 #include <dirent.h>
 #include <pthread.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <time.h>
-#include <unistd.h>
 
 #include "run.h"
-
-enum {
-    DEFAULT_CONTEXT = 8192,
-    KV_BYTES_PLANNED = 448 << 20, /* what a KV cache gets when nobody says */
-};
 
 struct engine {
     struct engine_opts opts;
@@ -46,6 +38,13 @@ struct engine {
 /* ---- opening
  * ------------------------------------------------------------------------------------------- */
 
+static void *zeroed(size_t n, size_t size)
+{
+    void *p = calloc(n, size);
+    CHECK(p && "out of memory");
+    return p;
+}
+
 static bool is_gguf_name(const char *name)
 {
     size_t n = strlen(name);
@@ -73,141 +72,6 @@ static int find_model(struct engine *e, struct err *err)
         closedir(dir);
     return found == 1 ? 0
                       : err_set(err, ERR_FILE, "%s: holds %d .gguf files, not one", path, found);
-}
-
-static size_t physical_memory(void)
-{
-    long pages = sysconf(_SC_PHYS_PAGES), size = sysconf(_SC_PAGESIZE);
-    return pages > 0 && size > 0 ? (size_t)pages * (size_t)size : (size_t)1 << 32;
-}
-
-/* How many KV pages: what was asked for, else a fixed sum (or two whole contexts if they need
- * more), at most half of what the machine has. */
-static int plan_kv(const struct engine *e, const struct model_config *c, enum act_type act,
-                   int context)
-{
-    size_t page =
-        2 * (size_t)c->n_layers * (size_t)(c->n_kv_heads * c->head_dim) * act_size(act) * KV_PAGE;
-    size_t bytes = e->opts.kv_bytes, whole = 2 * (size_t)kv_pages_for(context) * page;
-    if (bytes == 0) {
-        bytes = whole > KV_BYTES_PLANNED ? whole : KV_BYTES_PLANNED;
-        bytes = bytes < physical_memory() / 2 ? bytes : physical_memory() / 2;
-    }
-    size_t n = bytes / page, most = (size_t)e->opts.max_particles * (size_t)kv_pages_for(context);
-    n = n < most ? n : most;
-    return n > 0 ? (int)n : 1;
-}
-
-static void *zeroed(size_t n, size_t size)
-{
-    void *p = calloc(n ? n : 1, size);
-    CHECK(p && "out of memory");
-    return p;
-}
-
-static int open_scratch(struct machine *m, struct err *err)
-{
-    int rows = m->info.batch_rows, draws = rows + m->max_particles;
-    if (batch_open(&m->batch, rows, rows * kv_pages_for(m->info.context), err) != 0)
-        return -1;
-    m->want = zeroed((size_t)rows, sizeof *m->want);
-    m->collected = zeroed((size_t)rows, sizeof *m->collected);
-    m->rows = zeroed((size_t)rows, sizeof *m->rows);
-    m->draws = zeroed((size_t)draws, sizeof *m->draws);
-    m->out = zeroed((size_t)draws, sizeof *m->out);
-    m->slots = zeroed((size_t)rows, sizeof *m->slots);
-    m->hidden_free = zeroed((size_t)m->max_particles, sizeof *m->hidden_free);
-    for (int i = 0; i < m->max_particles; i++)
-        m->hidden_free[i] = m->max_particles - 1 - i;
-    m->n_hidden_free = m->max_particles;
-    return 0;
-}
-
-static void close_machine(struct machine *m)
-{
-    if (m->priors)
-        m->backend->ops->release(m->backend, m->priors);
-    model_close(m->model);
-    kv_close(m->pool);
-    tokenizer_close(m->tokenizer);
-    backend_close(m->backend);
-    gguf_close(m->gguf);
-    batch_close(&m->batch);
-    free(m->want);
-    free(m->collected);
-    free(m->rows);
-    free(m->draws);
-    free(m->out);
-    free(m->slots);
-    free(m->hidden_free);
-    buf_free(&m->text);
-    buf_free(&m->bytes);
-    free(m->tokens.ids);
-}
-
-static void say(const struct engine *e, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
-static void say(const struct engine *e, const char *fmt, ...)
-{
-    char line[512];
-    va_list ap;
-    va_start(ap, fmt);
-    vsnprintf(line, sizeof line, fmt, ap);
-    va_end(ap);
-    if (e->opts.log)
-        e->opts.log(line);
-}
-
-static void say_plan(const struct engine *e)
-{
-    const struct engine_info *i = &e->m.info;
-    const double mb = 1024 * 1024;
-    say(e, "model %s: %.1f M parameters, context %d, on %s", i->model,
-        (double)i->config.parameters / 1e6, i->context, i->device);
-    say(e,
-        "memory planned: %.0f MiB = weights %.0f + KV cache %.0f (%d pages of %d tokens) + "
-        "activations %.0f + requests %d",
-        (double)i->memory.total / mb + 2 * JOB_MB, (double)i->memory.weights / mb,
-        (double)i->memory.kv / mb, i->n_pages, KV_PAGE, (double)i->memory.activations / mb,
-        2 * JOB_MB);
-}
-
-/* Load everything, on the engine's thread, which from then on is the only one to touch it. */
-static int load(struct engine *e, struct err *err)
-{
-    struct machine *m = &e->m;
-    struct engine_info *info = &m->info;
-    char why[256];
-    double begun = seconds_now();
-    if (backend_open(&m->backend, &e->opts.backend, why, sizeof why) != 0)
-        return err_set(err, ERR_INTERNAL, "%s", why);
-    if (tokenizer_open(&m->tokenizer, m->gguf, info->config.vocab, err) != 0)
-        return -1;
-    int context = e->opts.context ? e->opts.context : DEFAULT_CONTEXT;
-    info->context = context < info->config.context ? context : info->config.context;
-    info->n_pages = plan_kv(e, &info->config, m->backend->act, info->context);
-    info->batch_rows = e->opts.batch_rows;
-    info->limits = e->opts.limits;
-    info->tokenizer = m->tokenizer;
-    m->max_particles = e->opts.max_particles;
-    snprintf(info->device, sizeof info->device, "%s: %s", m->backend->name, m->backend->device);
-    gguf_fingerprint(m->gguf, info->fingerprint);
-    struct model_opts mo = {.max_rows = info->batch_rows,
-                            .max_hidden = m->max_particles,
-                            .n_pages = info->n_pages,
-                            .context = info->context};
-    model_memory(&info->config, m->backend->act, m->gguf, &mo, &info->memory);
-    say_plan(e);
-    if (model_open(&m->model, m->backend, m->gguf, &info->config, &mo, err) != 0 ||
-        kv_open(&m->pool, info->n_pages, err) != 0 || open_scratch(m, err) != 0)
-        return -1;
-    gguf_forget(m->gguf);
-    void *priors;
-    if (m->backend->ops->alloc(m->backend, &priors, MAX_RUNS * sizeof *m->priors) != 0)
-        return err_set(err, ERR_INTERNAL, "%s", m->backend->why);
-    m->priors = priors;
-    info->load_seconds = seconds_now() - begun;
-    info->loaded_unix = (int64_t)time(NULL);
-    return 0;
 }
 
 static void set_state(struct engine *e, enum engine_state state, const struct err *why)
@@ -469,7 +333,7 @@ static void *engine_main(void *arg)
 {
     struct engine *e = arg;
     struct err err;
-    if (load(e, &err) != 0) {
+    if (machine_open(&e->m, &e->opts, &err) != 0) {
         set_state(e, ENGINE_FAILED, &err);
         end_all(e, &err);
         return NULL;
@@ -478,7 +342,7 @@ static void *engine_main(void *arg)
     while (take_jobs(e)) {
         drop_cancelled(e);
         if (admit(e, &err) != 0 || (e->n_running > 0 && step(e, &err) != 0)) {
-            say(e, "device failure: %s", err.msg);
+            machine_log(&e->opts, "device failure: %s", err.msg);
             set_state(e, ENGINE_FAILED, &err);
             end_all(e, &err);
             return NULL;
@@ -555,7 +419,7 @@ void engine_close(struct engine *e)
         pthread_mutex_unlock(&e->mutex);
         pthread_join(e->thread, NULL);
     }
-    close_machine(&e->m);
+    machine_close(&e->m);
     pthread_cond_destroy(&e->changed);
     pthread_cond_destroy(&e->wake);
     pthread_mutex_destroy(&e->mutex);

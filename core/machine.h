@@ -100,6 +100,13 @@ enum {
     JOB_BYTES = JOB_MB << 20,
 };
 
+/* Load a model and plan its memory, on the engine's thread. gguf is open, info has its path, name
+ * and config. What a failure leaves behind, too, is machine_close's. */
+int machine_open(struct machine *, const struct engine_opts *, struct err *err);
+void machine_close(struct machine *);
+void machine_log(const struct engine_opts *, const char *fmt, ...)
+    __attribute__((format(printf, 2, 3)));
+
 /* Add up to budget rows that seq owes. Returns the number added; 0 when no pages are left for it.
  */
 int step_add(struct machine *, struct run *, struct seq *, int budget);
