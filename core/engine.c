@@ -512,7 +512,7 @@ int engine_submit(struct engine *e, struct job *job, struct sink sink, uint64_t 
                   struct err *err)
 {
     struct run *r;
-    if (check_open(e, err) != 0 || run_open(&r, &e->m, job, sink, err) != 0)
+    if (check_open(e, err) != 0 || run_open(&r, &e->m, job, sink, NULL, err) != 0)
         return -1;
     struct ticket *t = zeroed(1, sizeof *t);
     if (enqueue(e, r, t, handle, err) == 0)

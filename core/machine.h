@@ -32,6 +32,7 @@ struct seq {
     int target;       /* rows are owed for positions kv->n_tokens .. target-1 */
     int logp_from;    /* tokens from this position on want their log p; INT_MAX: none */
     double logp_sum;  /* of those delivered since it was last set to 0 */
+    double logq_sum;  /* of the same, their log q under the run's proposal */
     double *logp;     /* (cap) each own token's log p as delivered, or NULL */
     int fan_out;      /* draws wanted of the row that predicts the first unknown token; 0: none */
     int particle;     /* whose random stream draws: particle .. particle+fan_out-1 */

@@ -150,11 +150,15 @@ static int plan(struct run *r, struct err *err)
 }
 
 int run_open(struct run **out, struct machine *m, struct job *job, struct sink sink,
-             struct err *err)
+             struct trace *trace, struct err *err)
 {
     struct run *r = ARENA_NEW(&job->arena, struct run, 1);
-    *r = (struct run){
-        .m = m, .job = job, .sink = sink, .submitted = seconds_now(), .prior_slot = -1};
+    *r = (struct run){.m = m,
+                      .job = job,
+                      .sink = sink,
+                      .trace = trace,
+                      .submitted = seconds_now(),
+                      .prior_slot = -1};
     if (plan(r, err) != 0)
         return -1;
     *out = r;

@@ -144,6 +144,18 @@ double potential_weigh(double weight, double x)
     return weight == 0 ? 0 : weight * x;
 }
 
+double potential_factor(const struct job *j, const int32_t *tokens, int n_tokens)
+{
+    double sum = 0;
+    if (j->twist.type != TWIST_FACTOR)
+        return 0;
+    for (int i = 0; i < j->n_potentials; i++)
+        if (j->potentials[i].type == POTENTIAL_LEXICON)
+            sum += potential_weigh(j->potentials[i].weight,
+                                   lexicon_sum(&j->potentials[i], tokens, n_tokens));
+    return sum;
+}
+
 static bool at_word(const char *s, size_t len, const char *word)
 {
     return len >= strlen(word) && memcmp(s, word, strlen(word)) == 0;

@@ -26,6 +26,10 @@ double potential_log_phi(const struct potential *, const char *text, size_t len,
 /* weight · x with 0 · (-inf) = 0. */
 double potential_weigh(double weight, double x);
 
+/* log ψ of the tokens under a factor twist: the job's lexicons. 0 with any other twist. Tokens put
+ * in by an inserted text count like drawn ones. */
+double potential_factor(const struct job *, const int32_t *tokens, int n_tokens);
+
 /* The judge's template with {prompt} and {text} filled in. */
 void judge_fill(struct buf *out, const struct potential *, const char *prompt, size_t prompt_len,
                 const char *text, size_t text_len);

@@ -8,72 +8,8 @@
 #include <string.h>
 
 #include "potential.h"
-#include "utf8.h"
 
-/* ---- what a run says ------------------------------------------------------------------------ */
-
-void run_say(struct run *r, const struct event *e)
-{
-    if (!r->failed_sink && r->sink.event(r->sink.user, e) != 0)
-        r->failed_sink = true;
-}
-
-void run_fail(struct run *r, const struct err *err)
-{
-    run_say(r, &(struct event){.type = EVENT_ERROR, .error = *err});
-    r->phase = RUN_ENDED;
-}
-
-void run_text(struct run *r, const struct particle *p, int from, int to, struct buf *out)
-{
-    struct buf *bytes = &r->m->bytes;
-    buf_reset(bytes);
-    for (int i = from; i < to; i++) {
-        size_t len;
-        const char *piece = tokenizer_piece(r->m->tokenizer, p->seq.own[i], &len);
-        buf_add(bytes, piece, len);
-    }
-    utf8_sanitize(out, bytes->data, bytes->len);
-}
-
-void run_say_start(struct run *r)
-{
-    const struct job *j = r->job;
-    run_say(r, &(struct event){.type = EVENT_START,
-                               .start = {.id = j->id,
-                                         .model = r->m->info.model,
-                                         .particles = r->k,
-                                         .prompt_tokens = r->n_prompt,
-                                         .seed = (int64_t)j->seed}});
-}
-
-/* All partial texts, in the scratch buffer; the texts' places are in the arena of this event only.
- */
-static void say_step(struct run *r, int active, double ess, double log_z)
-{
-    struct event e = {.type = EVENT_STEP,
-                      .step = {.step = r->n_steps, .active = active, .ess = ess, .log_z = log_z}};
-    if (!r->job->ev_particles) {
-        run_say(r, &e);
-        return;
-    }
-    struct buf *text = &r->m->text;
-    buf_reset(text);
-    for (int i = 0; i < r->k; i++) {
-        size_t before = text->len;
-        run_text(r, &r->p[i], 0, r->p[i].seq.n_own, text);
-        r->texts[i].len = text->len - before;
-    }
-    const char *at = text->data;
-    for (int i = 0; i < r->k; at += r->texts[i++].len)
-        r->texts[i].s = at ? at : "";
-    e.step.n_texts = r->k;
-    e.step.texts = r->texts;
-    run_say(r, &e);
-}
-
-/* ---- weighing and resampling
- * --------------------------------------------------------------------- */
+/* ---- weighing and resampling ---- */
 
 /* Slot i takes over everything that belongs to the lineage of particle a; its own are the random
  * stream, the page table (retabled by the caller) and the kept hidden row. */
@@ -118,11 +54,7 @@ static int weigh(struct run *r, enum smc_priority by, bool may_resample, struct 
     count->resamples++;
     gather(r);
     if (r->job->ev_resample)
-        run_say(r, &(struct event){.type = EVENT_RESAMPLE,
-                                   .resample = {.step = r->n_steps,
-                                                .ess = stats->ess,
-                                                .ancestors = r->pop.ancestor,
-                                                .n = r->k}});
+        run_say_resample(r, stats->ess);
     return 0;
 }
 
@@ -142,8 +74,7 @@ static bool extinct(const struct run *r)
     return true;
 }
 
-/* ---- phases: who owes what
- * ------------------------------------------------------------------------- */
+/* ---- phases: who owes what ---- */
 
 static void owe(struct run *r, struct seq *s, int target, int fan_out)
 {
@@ -168,20 +99,6 @@ static void append_ids(struct seq *s, const struct ids *ids)
         for (int i = 0; i < ids->n; i++)
             s->logp[s->n_own + i] = NAN; /* overwritten where it is observed */
     s->n_own += ids->n;
-}
-
-/* Tokens put in by an inserted text count in a factor twist like drawn ones. */
-static double factor_of(const struct run *r, const struct ids *ids)
-{
-    double sum = 0;
-    if (r->job->twist.type != TWIST_FACTOR)
-        return 0;
-    for (int i = 0; i < r->job->n_potentials; i++) {
-        const struct potential *p = &r->job->potentials[i];
-        if (p->type == POTENTIAL_LEXICON)
-            sum += potential_weigh(p->weight, potential_log_phi(p, "", 0, ids->id, ids->n));
-    }
-    return sum;
 }
 
 static void set_lpsi(struct run *r, int i)
@@ -215,7 +132,7 @@ static void insert(struct run *r, const struct segment *g)
 {
     work_reset(r);
     r->phase = RUN_FORCE;
-    double factor = factor_of(r, &g->ids);
+    double factor = potential_factor(r->job, g->ids.id, g->ids.n);
     for (int i = r->cohort; i < r->cohort_end; i++) {
         struct particle *p = &r->p[i];
         if (r->pop.status[i] == PARTICLE_DEAD)
@@ -271,8 +188,7 @@ static int next_segment(struct run *r, struct err *err)
     return end_cohort(r, err);
 }
 
-/* ---- the root
- * ---------------------------------------------------------------------------------------- */
+/* ---- the root ---- */
 
 /* Put the segments before the first hole into the root, one observed text at a time. */
 static void root_advance(struct run *r)
@@ -314,7 +230,7 @@ static void fork_particle(struct run *r, int i)
 
 static void begin_samples(struct run *r)
 {
-    double factor = factor_of(r, &(struct ids){r->root.own, r->root.n_own});
+    double factor = potential_factor(r->job, r->root.own, r->root.n_own);
     for (int i = r->cohort; i < r->cohort_end; i++) {
         fork_particle(r, i);
         r->p[i].log_obs = r->root_log_obs;
@@ -351,8 +267,7 @@ static void begin_cohort(struct run *r)
         begin_samples(r);
 }
 
-/* ---- drawing
- * ------------------------------------------------------------------------------------------- */
+/* ---- drawing ---- */
 
 /* Does the hole's text, whose last token is new, contain a stop string now? Only what the new token
  * can have completed is looked at. */
@@ -467,7 +382,7 @@ static int end_step(struct run *r, const struct smc_stats *before, struct err *e
     r->active_at[r->n_steps] = active;
     r->max_steps = r->n_steps > r->max_steps ? r->n_steps : r->max_steps;
     if (r->job->ev_step && r->cohort_end == r->k)
-        say_step(r, active, stats.ess, stats.log_mean);
+        run_say_step(r, active, stats.ess, stats.log_mean);
     for (int i = r->cohort; i < r->cohort_end; i++)
         r->p[i].drew = false;
     r->t++;
@@ -537,8 +452,7 @@ static int force_advance(struct run *r, struct err *err)
     return next_segment(r, err);
 }
 
-/* ---- potentials have been evaluated
- * --------------------------------------------------------------------- */
+/* ---- potentials have been evaluated ---- */
 
 /* ψ = φ^power of the partial texts. A text whose φ is 0 so far can still come to have φ > 0, so its
  * ψ must not be 0: it gets a finite floor under the population's smallest. */
@@ -561,57 +475,6 @@ static void set_twists(struct run *r)
     }
 }
 
-static void say_sample(struct run *r, int i, struct event_hole *holes)
-{
-    const struct particle *p = &r->p[i];
-    struct buf *text = &r->m->text;
-    buf_reset(text);
-    run_text(r, p, 0, p->seq.n_own, text);
-    size_t len = text->len;
-    int n_holes = r->job->named_holes ? r->n_holes : 0;
-    for (int h = 0; h < n_holes; h++) {
-        size_t before = text->len;
-        const int *span = r->span[i * r->n_holes + h];
-        run_text(r, p, span[0], span[1], text);
-        holes[h].text.len = text->len - before;
-    }
-    const char *at = text->data ? text->data + len : "";
-    for (int g = 0, h = 0; h < n_holes; g++)
-        if (r->job->segments[g].type == SEGMENT_SAMPLE) {
-            holes[h].name = r->job->segments[g].name;
-            holes[h].text.s = at;
-            at += holes[h++].text.len;
-        }
-    run_say(r, &(struct event){.type = EVENT_SAMPLE,
-                               .sample = {.index = i,
-                                          .text = {text->data ? text->data : "", len},
-                                          .tokens = p->seq.own,
-                                          .n_tokens = p->seq.n_own,
-                                          .token_log_p = p->seq.logp,
-                                          .log_weight = r->log_w[i],
-                                          .weight = r->weight[i],
-                                          .log_p = p->log_p,
-                                          .log_phi = r->log_phi[i],
-                                          .stopped = p->stopped,
-                                          .holes = holes,
-                                          .n_holes = n_holes}});
-}
-
-static void say_done(struct run *r, double log_z, double ess, int64_t tokens)
-{
-    double now = seconds_now();
-    run_say(r, &(struct event){.type = EVENT_DONE,
-                               .done = {.kind = (int)r->job->kind,
-                                        .log_z = log_z,
-                                        .ess = ess,
-                                        .prompt_tokens = r->n_prompt,
-                                        .completion_tokens = tokens,
-                                        .queue_seconds = r->admitted - r->submitted,
-                                        .prompt_seconds = r->first_draw - r->admitted,
-                                        .sample_seconds = now - r->first_draw}});
-    r->phase = RUN_ENDED;
-}
-
 static void finish_samples(struct run *r)
 {
     int64_t tokens = 0;
@@ -625,53 +488,11 @@ static void finish_samples(struct run *r)
     for (;
          r->n_steps < r->max_steps && r->job->ev_step;) { /* an earlier cohort went on for longer */
         r->n_steps++;
-        say_step(r, r->active_at[r->n_steps], r->k, r->root_log_obs);
+        run_say_step(r, r->active_at[r->n_steps], r->k, r->root_log_obs);
     }
-    struct event_hole *holes = r->holes;
     for (int i = 0; i < r->k && r->job->ev_sample; i++)
-        say_sample(r, i, holes);
-    say_done(r, log_z, ess, tokens);
-}
-
-/* log ψ_t(s_1:t) for every t of a scored text. */
-static void score_twist(struct run *r, int i, const struct phi_item *partial, double *out)
-{
-    const struct particle *p = &r->p[i];
-    const struct twist_choice *t = &r->job->twist;
-    double now = 0;
-    for (int n = 0; n < p->seq.n_own; n++) {
-        if (t->type == TWIST_FACTOR)
-            now += factor_of(r, &(struct ids){&p->seq.own[n], 1});
-        else if ((n + 1) % t->every == 0)
-            now = potential_weigh(t->power, (partial++)->log_phi);
-        out[n] = now;
-    }
-}
-
-static void finish_scores(struct run *r)
-{
-    int64_t tokens = 0;
-    const struct phi_item *partial = r->phi.item + r->k;
-    for (int i = 0; i < r->k; i++) {
-        const struct particle *p = &r->p[i];
-        tokens += p->seq.n_own;
-        if (r->job->twist.type != TWIST_NONE)
-            score_twist(r, i, partial, r->log_twist);
-        if (r->job->twist.type == TWIST_POTENTIAL)
-            partial += p->seq.n_own / r->job->twist.every;
-        run_say(r,
-                &(struct event){
-                    .type = EVENT_SCORE,
-                    .score = {.index = i,
-                              .log_p = p->log_p,
-                              .log_phi = r->phi.item[i].log_phi,
-                              .has_phi = r->job->n_potentials > 0,
-                              .tokens = p->seq.own,
-                              .n_tokens = p->seq.n_own,
-                              .log_twist = r->job->twist.type == TWIST_NONE ? NULL : r->log_twist,
-                              .token_log_p = p->seq.logp}});
-    }
-    say_done(r, 0, 0, tokens);
+        run_say_sample(r, i);
+    run_say_done(r, log_z, ess, tokens);
 }
 
 static int phi_over(struct run *r, struct err *err)
@@ -681,7 +502,7 @@ static int phi_over(struct run *r, struct err *err)
         return end_step(r, NULL, err);
     }
     if (r->job->kind == JOB_SCORE)
-        finish_scores(r);
+        score_finish(r);
     else
         finish_samples(r);
     return 0;

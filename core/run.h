@@ -12,6 +12,7 @@
 #pragma once
 #include "machine.h"
 #include "smc.h"
+#include "trace.h"
 
 struct ticket { /* one accepted job; the engine's thread and those who cancel share it */
     uint64_t handle;
@@ -63,6 +64,7 @@ struct run {
     struct machine *m;
     struct job *job;
     struct sink sink;
+    struct trace *trace; /* NULL: nothing is written down */
     struct ticket *ticket;
     struct run *next; /* in the waiting queue */
     double submitted, admitted, first_draw;
@@ -117,8 +119,10 @@ struct run {
 };
 
 /* Plan a job: sizes and page quota. HTTP thread. Refuses (ERR_INVALID) what could never fit. Takes
- * job and sink on success only. */
-int run_open(struct run **out, struct machine *, struct job *take, struct sink, struct err *err);
+ * job and sink on success only. trace: to be filled as the run goes, the caller's, of its k and cap
+ * or more; NULL: none. */
+int run_open(struct run **out, struct machine *, struct job *take, struct sink, struct trace *,
+             struct err *err);
 void run_close(struct run *); /* frees the job too; releases all it holds; calls sink.closed */
 
 bool run_fits(const struct run *);            /* now: pages, particles, slots */
@@ -128,9 +132,17 @@ bool run_drop_cache(struct run *,
                     struct seq *); /* down to what its base gives; whether that freed pages */
 void run_delivered(struct run *, struct seq *); /* one of its sequences has got all it owed */
 int run_advance(struct run *, struct err *err); /* nothing outstanding: next phase */
+
+/* say.c */
 void run_say(struct run *, const struct event *);
 void run_say_start(struct run *);
+void run_say_step(struct run *, int active, double ess, double log_z);
+void run_say_resample(struct run *, double ess);
+void run_say_sample(struct run *, int i);
+void run_say_done(struct run *, double log_z, double ess, int64_t tokens); /* and the end */
 void run_fail(struct run *, const struct err *); /* error event, and the end */
+/* The text of own tokens [from, to), appended to out. Uses the machine's `bytes` scratch. */
+void run_text(struct run *, const struct particle *, int from, int to, struct buf *out);
 
 static inline int judge_longest_answer(const struct potential *p)
 {
@@ -147,5 +159,5 @@ bool phi_ended(const struct run *);
 int phi_advance(struct run *, struct err *err);
 void phi_items_of_population(struct run *, bool drew_only);
 
-/* The text of own tokens [from, to), appended to out. Uses the machine's `bytes` scratch. */
-void run_text(struct run *, const struct particle *, int from, int to, struct buf *out);
+/* score.c */
+void score_finish(struct run *); /* JOB_SCORE: all is known; says it, and ends */

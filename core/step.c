@@ -91,6 +91,7 @@ static void deliver(struct machine *m, const struct want *w, const struct propos
     int next = w->pos + 1;
     if (next < seq_len(s)) {
         s->logp_sum += out->log_p0;
+        s->logq_sum += out->log_q;
         s->logp_from = next + 1;
         if (s->logp && next >= s->n_head)
             s->logp[next - s->n_head] = out->log_p0;
