@@ -6,6 +6,7 @@
 void cpu_copy_rows(void *dst, const int32_t *dst_row, const void *src, const int32_t *src_row,
                    int n, size_t bytes)
 {
+#pragma omp parallel for if ((size_t)n * bytes > 1 << 20)
     for (int i = 0; i < n; i++) {
         size_t to = (size_t)(dst_row ? dst_row[i] : i), from = (size_t)(src_row ? src_row[i] : i);
         memcpy((char *)dst + to * bytes, (const char *)src + from * bytes, bytes);

@@ -252,6 +252,53 @@ static int op_propose(struct backend *b, const struct propose_args *a, int n)
     return done(b, OP_PROPOSE, start);
 }
 
+static int op_activate(struct backend *b, void *y, enum activation f, const float *x, int n,
+                       int dim)
+{
+    double start = now();
+    cpu(b)->level->activate(b->act, y, f, x, n, dim);
+    return done(b, OP_ACTIVATE, start);
+}
+
+static int op_weight_update(struct backend *b, struct weight *w, const float *from)
+{
+    double start = now();
+    if (linear_repack(&w->panels, from))
+        fail(b, "out of memory for the weights");
+    return done(b, OP_WEIGHT_UPDATE, start);
+}
+
+static int op_linear_grad(struct backend *b, const struct linear_grad_args *a, int n)
+{
+    double start = now();
+    if (linear_grad_run(cpu(b)->linear, a, n))
+        fail(b, "out of memory for the gradients");
+    return done(b, OP_LINEAR_GRAD, start);
+}
+
+static int op_relu_grad(struct backend *b, float *dx, const float *dy, const void *y, int n,
+                        int dim)
+{
+    double start = now();
+    cpu(b)->level->relu_grad(b->act, dx, dy, y, n, dim);
+    return done(b, OP_RELU_GRAD, start);
+}
+
+static int op_propose_grad(struct backend *b, const struct propose_args *a, const float *coef,
+                           float *dy, int n)
+{
+    double start = now();
+    cpu(b)->level->propose_grad(a, coef, dy, n);
+    return done(b, OP_PROPOSE_GRAD, start);
+}
+
+static int op_adam(struct backend *b, const struct adam_args *a, size_t n)
+{
+    double start = now();
+    cpu(b)->level->adam(a, n);
+    return done(b, OP_ADAM, start);
+}
+
 static int op_resample(struct backend *b, const struct resample_args *a, struct resample_out *out,
                        int n)
 {
@@ -395,6 +442,12 @@ static const struct backend_ops cpu_ops = {
     .copy_rows = op_copy_rows,
     .kv_copy = op_kv_copy,
     .propose = op_propose,
+    .activate = op_activate,
+    .weight_update = op_weight_update,
+    .linear_grad = op_linear_grad,
+    .relu_grad = op_relu_grad,
+    .propose_grad = op_propose_grad,
+    .adam = op_adam,
     .resample = op_resample,
 };
 

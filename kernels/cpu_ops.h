@@ -7,9 +7,10 @@
  * cpu_level here, its line in level.c, its file in the list of kernels/CMakeLists.txt, its wrapper
  * in cpu.c.
  *
- * Operations do not fail here (shapes are the caller's promise); only `linear` can. They are
- * parallel over rows, or rows and heads, with OpenMP's current number of threads, and each output
- * element is computed by one thread in one fixed order: neither n nor the threads change a bit. */
+ * Operations do not fail here (shapes are the caller's promise); only those of linear.c can. They
+ * are parallel over rows, or rows and heads, with OpenMP's current number of threads, and each
+ * output element is computed by one thread in one fixed order: neither n nor the threads change a
+ * bit. */
 #pragma once
 #include "backend.h"
 #include "panels.h"
@@ -62,6 +63,13 @@ struct cpu_level {
                    const struct attend_args *, int n);
     void (*swiglu)(enum act_type act, void *y, const float *gu, int n, int ffn);
     void (*propose)(const struct propose_args *, int n);
+    void (*propose_grad)(const struct propose_args *, const float *coef, float *dy, int n);
+    void (*activate)(enum act_type act, void *y, enum activation, const float *x, int n, int dim);
+    void (*relu_grad)(enum act_type act, float *dx, const float *dy, const void *y, int n, int dim);
+    /* act says the type of x. scratch: GRAD_DEPTH rows of `in`, filled up to a multiple of
+     * GRAD_PAD, floats; unused with col. */
+    void (*linear_grad)(enum act_type act, const struct linear_grad_args *, int n, float *scratch);
+    void (*adam)(const struct adam_args *, size_t n);
     /* y (n, out) = or += x Wᵀ. scratch: GEMM_ROWS rows of steps * DEPTH floats, aligned to 64. */
     void (*multiply)(float *y, bool add, enum act_type act, const void *x, const struct panels *,
                      int n, float *scratch);
@@ -69,6 +77,7 @@ struct cpu_level {
 extern const struct cpu_level cpu_level_v4, cpu_level_v3, cpu_level_base;
 
 enum { GEMM_ROWS = 256 }; /* rows that share one pass over the weights */
+enum { GRAD_DEPTH = 256, GRAD_PAD = 32 };
 
 #ifdef CPU_LEVEL
 void CPU_FN(embed)(float *x, const struct cpu_table *, const int32_t *ids, int n);
@@ -80,6 +89,12 @@ void CPU_FN(attend)(enum act_type act, const struct kv_store *, int layer,
                     const struct attend_args *, int n);
 void CPU_FN(swiglu)(enum act_type act, void *y, const float *gu, int n, int ffn);
 void CPU_FN(propose)(const struct propose_args *, int n);
+void CPU_FN(propose_grad)(const struct propose_args *, const float *coef, float *dy, int n);
+void CPU_FN(activate)(enum act_type act, void *y, enum activation, const float *x, int n, int dim);
+void CPU_FN(relu_grad)(enum act_type act, float *dx, const float *dy, const void *y, int n,
+                       int dim);
+void CPU_FN(linear_grad)(enum act_type act, const struct linear_grad_args *, int n, float *scratch);
+void CPU_FN(adam)(const struct adam_args *, size_t n);
 void CPU_FN(multiply)(float *y, bool add, enum act_type act, const void *x, const struct panels *,
                       int n, float *scratch);
 #endif
@@ -97,9 +112,11 @@ void linear_close(struct linear *);
 const char *linear_kernel(const struct linear *); /* "AMX bf16": for people */
 int linear_pack(const struct linear *, struct panels *out, const struct weight_part *, int n_parts,
                 int in);
-void linear_unpack(struct panels *); /* frees them; an empty one is fine */
+int linear_repack(struct panels *, const float *w); /* other numbers, same shape */
+void linear_unpack(struct panels *);                /* frees them; an empty one is fine */
 int linear_run(struct linear *, float *y, enum linear_out how, const void *x, const struct panels *,
                int n);
+int linear_grad_run(struct linear *, const struct linear_grad_args *, int n);
 
 /* backend.c opens it through this. */
 int cpu_open(struct backend **out, const struct backend_opts *, char *why, size_t why_size);

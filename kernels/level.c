@@ -15,5 +15,10 @@ const struct cpu_level CPU_FN(level) = {
     .attend = CPU_FN(attend),
     .swiglu = CPU_FN(swiglu),
     .propose = CPU_FN(propose),
+    .propose_grad = CPU_FN(propose_grad),
+    .activate = CPU_FN(activate),
+    .relu_grad = CPU_FN(relu_grad),
+    .linear_grad = CPU_FN(linear_grad),
+    .adam = CPU_FN(adam),
     .multiply = CPU_FN(multiply),
 };

@@ -60,11 +60,29 @@ static void pack_output(enum act_type type, unsigned char *panel, const float *r
 }
 
 /* Rows are dequantised one at a time: beside the file and the panels nothing is held. */
+static int fill_panels(struct panels *w, const struct weight_part *parts)
+{
+    int failed = 0;
+#pragma omp parallel reduction(| : failed)
+    {
+        float *row = calloc((size_t)w->in + 1, sizeof *row); /* one more for an odd `in` */
+        failed |= !row;
+#pragma omp for schedule(static, PANEL)
+        for (int j = 0; j < w->out; j++)
+            if (row) {
+                dequant_row(row, parts, j, w->in);
+                pack_output(w->type, w->data + (size_t)(j / PANEL) * w->panel_bytes, row, w->in,
+                            j % PANEL);
+            }
+        free(row);
+    }
+    return failed ? -1 : 0;
+}
+
 int linear_pack(const struct linear *l, struct panels *out, const struct weight_part *parts,
                 int n_parts, int in)
 {
     struct panels w = {.type = l->act, .in = in, .steps = (in + DEPTH - 1) / DEPTH};
-    int failed = 0;
     for (int i = 0; i < n_parts; i++)
         w.out += parts[i].rows;
     w.panel_bytes = (size_t)w.steps * DEPTH * PANEL * act_size(w.type);
@@ -72,25 +90,17 @@ int linear_pack(const struct linear *l, struct panels *out, const struct weight_
     w.data = cpu_map(w.bytes);
     if (!w.data)
         return -1;
-#pragma omp parallel reduction(| : failed)
-    {
-        float *row = calloc((size_t)in + 1, sizeof *row); /* one more for an odd `in` */
-        failed |= !row;
-#pragma omp for schedule(static, PANEL)
-        for (int j = 0; j < w.out; j++)
-            if (row) {
-                dequant_row(row, parts, j, in);
-                pack_output(w.type, w.data + (size_t)(j / PANEL) * w.panel_bytes, row, in,
-                            j % PANEL);
-            }
-        free(row);
-    }
-    if (failed) {
+    if (fill_panels(&w, parts)) {
         linear_unpack(&w);
         return -1;
     }
     *out = w;
     return 0;
+}
+
+int linear_repack(struct panels *w, const float *from)
+{
+    return fill_panels(w, &(struct weight_part){from, TENSOR_F32, w->out});
 }
 
 void linear_unpack(struct panels *w)
@@ -141,5 +151,16 @@ int linear_run(struct linear *l, float *y, enum linear_out how, const void *x,
     if (reserve_scratch(l, sizeof(float) * GEMM_ROWS * (size_t)w->steps * DEPTH))
         return -1;
     l->level->multiply(y, how == LINEAR_ADD, l->act, x, w, n, l->scratch);
+    return 0;
+}
+
+/* ---- its backward pass ---- */
+
+int linear_grad_run(struct linear *l, const struct linear_grad_args *a, int n)
+{
+    const size_t width = ((size_t)a->in + GRAD_PAD - 1) / GRAD_PAD * GRAD_PAD;
+    if (!a->col && reserve_scratch(l, sizeof(float) * GRAD_DEPTH * width))
+        return -1;
+    l->level->linear_grad(l->act, a, n, l->scratch);
     return 0;
 }

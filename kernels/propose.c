@@ -479,6 +479,17 @@ static int owner(const float *mass, int n, double point, double *below)
     return last;
 }
 
+/* e^value of block b's tokens. */
+static void shares(const struct row *r, const struct blocks *s, int b, float *share)
+{
+    const int n = block_size(r, b);
+    values(r, s, b, share);
+    for (int i = 0; i < n; i += VF) {
+        int part = n - i < VF ? n - i : VF;
+        vf_store_part(share + i, vf_exp_neg(vf_load_part(share + i, part, -INFINITY)), part);
+    }
+}
+
 static int draw(const struct row *r, const struct blocks *s, double u)
 {
     float share[BLOCK];
@@ -487,11 +498,7 @@ static int draw(const struct row *r, const struct blocks *s, double u)
     if (b < 0)
         return -1;
     int n = block_size(r, b);
-    values(r, s, b, share);
-    for (int i = 0; i < n; i += VF) {
-        int part = n - i < VF ? n - i : VF;
-        vf_store_part(share + i, vf_exp_neg(vf_load_part(share + i, part, -INFINITY)), part);
-    }
+    shares(r, s, b, share);
     for (int i = 0; i < n; i++)
         total += share[i];
     return b * BLOCK + owner(share, n, (point - below) / s->mass[b] * total, &below);
@@ -507,9 +514,15 @@ static double log_share(const struct row *r, const struct blocks *s, int v)
     return (double)s->unit[b] + value[v % BLOCK] - s->log_total;
 }
 
+/* What a row draws from. */
+static const struct blocks *proposal(const struct row *r)
+{
+    return r->twisted && !r->prior->base_proposal ? &r->q : &r->p;
+}
+
 static struct propose_out propose_one(const struct row *r, const struct propose_draw *d)
 {
-    const struct blocks *q = r->twisted && !r->prior->base_proposal ? &r->q : &r->p;
+    const struct blocks *q = proposal(r);
     struct philox random = philox4x32(d->seed, d->step, d->particle, PHILOX_DRAW, 0);
     struct propose_out out = {
         .token = d->forced,
@@ -529,20 +542,27 @@ static struct propose_out propose_one(const struct row *r, const struct propose_
     return out;
 }
 
+/* Row i with its prior and its proposal. */
+static void open_row(struct row *r, const struct propose_args *a, int i)
+{
+    const struct propose_row *row = &a->rows[i];
+    r->x = a->logits + (size_t)i * (size_t)a->vocab;
+    r->twist = row->twist >= 0 ? a->twist + (size_t)row->twist * (size_t)a->vocab : NULL;
+    r->prior = &a->priors[row->prior];
+    r->vocab = a->vocab;
+    r->n_blocks = (a->vocab + BLOCK - 1) / BLOCK;
+    r->inv_t = 1 / r->prior->temperature;
+    r->twisted = r->twist || r->prior->n_psi > 0;
+    make_prior(r, row->ban_eos);
+    if (r->twisted)
+        make_proposal(r);
+}
+
 static void propose_row(const struct propose_args *a, int i)
 {
-    struct row r;
     const struct propose_row *row = &a->rows[i];
-    r.x = a->logits + (size_t)i * (size_t)a->vocab;
-    r.twist = row->twist >= 0 ? a->twist + (size_t)row->twist * (size_t)a->vocab : NULL;
-    r.prior = &a->priors[row->prior];
-    r.vocab = a->vocab;
-    r.n_blocks = (a->vocab + BLOCK - 1) / BLOCK;
-    r.inv_t = 1 / r.prior->temperature;
-    r.twisted = r.twist || r.prior->n_psi > 0;
-    make_prior(&r, row->ban_eos);
-    if (r.twisted)
-        make_proposal(&r);
+    struct row r;
+    open_row(&r, a, i);
     for (int j = row->first_draw; j < row->first_draw + row->n_draws; j++)
         a->out[j] = propose_one(&r, &a->draws[j]);
 }
@@ -552,4 +572,35 @@ void CPU_FN(propose)(const struct propose_args *a, int n)
 #pragma omp parallel for schedule(dynamic)
     for (int i = 0; i < n; i++)
         propose_row(a, i);
+}
+
+/* ---- the gradient of a forced token's log q ---- */
+
+/* dy = coef q. Where q is empty all of it is 0. */
+static void scaled_proposal(const struct row *r, const struct blocks *q, float coef, float *dy)
+{
+    for (int b = 0; b < r->n_blocks; b++) {
+        float share[BLOCK];
+        const int n = block_size(r, b);
+        const bool empty = q->total == 0 || q->max[b] == -INFINITY;
+        const float scale = empty ? 0 : coef * (float)exp((double)q->unit[b] - q->log_total);
+        shares(r, q, b, share);
+        for (int i = 0; i < n; i++)
+            dy[(size_t)b * BLOCK + (size_t)i] = scale * share[i];
+    }
+}
+
+static void propose_grad_row(const struct propose_args *a, float coef, float *dy, int i)
+{
+    struct row r;
+    open_row(&r, a, i);
+    scaled_proposal(&r, proposal(&r), coef, dy);
+    dy[a->draws[a->rows[i].first_draw].forced] -= coef;
+}
+
+void CPU_FN(propose_grad)(const struct propose_args *a, const float *coef, float *dy, int n)
+{
+#pragma omp parallel for schedule(dynamic)
+    for (int i = 0; i < n; i++)
+        propose_grad_row(a, coef[i], dy + (size_t)i * (size_t)a->vocab, i);
 }
