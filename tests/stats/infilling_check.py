@@ -27,9 +27,9 @@ BATCH = 256  # draws of one request
 @dataclass(frozen=True)
 class Infilling:
     """As in deploy/quickstart.sh."""
-    prompt: str = "The weather was"
-    tokens: int = 8  # of the hole, at most
-    ending: str = ", so we stayed at home and read books by the fire."
+    prompt: str = "The weather was so"
+    tokens: int = 4  # of the hole, at most
+    ending: str = " that we stayed at home."
 
     def request(self):
         return dict(prompt=self.prompt, events=["sample"],
