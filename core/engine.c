@@ -9,13 +9,13 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#include "run.h"
+#include "study.h"
 
 struct engine {
     struct engine_opts opts;
     char path[512], alias[128];
     struct machine m;     /* the thread's own, but for info once ready */
-    struct run **running; /* (MAX_RUNS) */
+    struct run **running; /* (MAX_RUNS + MAX_STUDIES) in the order of their admission */
     int n_running, turn;
     struct run *waiting, **waiting_end;
     pthread_t thread;
@@ -88,16 +88,21 @@ static void set_state(struct engine *e, enum engine_state state, const struct er
 /* ---- running
  * ------------------------------------------------------------------------------------------- */
 
-/* End a run: its ticket goes, its sink is closed, its job is freed. */
+/* End a run: its sink is closed, its job is freed, and with a client's job goes its ticket. */
 static void end_run(struct engine *e, struct run *r)
 {
+    struct run *parent = r->parent;
     struct ticket *t = r->ticket;
     bool cancelled = atomic_load(&t->cancelled) || r->failed_sink;
+    run_close(r);
+    if (parent) {
+        parent->outstanding--;
+        return;
+    }
     if (cancelled)
         e->m.stats.jobs_cancelled++;
     else
         e->m.stats.jobs_done++;
-    run_close(r);
     pthread_mutex_lock(&e->mutex);
     struct ticket **at = &e->tickets;
     while (*at != t)
@@ -108,65 +113,125 @@ static void end_run(struct engine *e, struct run *r)
     free(t);
 }
 
+/* Is nobody interested any more? A study that has ended is not in its runs. */
 static bool is_cancelled(const struct run *r)
 {
-    return r->failed_sink || atomic_load(&r->ticket->cancelled);
+    const struct run *study = r->parent;
+    return r->failed_sink || atomic_load(&r->ticket->cancelled) ||
+           (study && (study->failed_sink || study->phase == RUN_ENDED));
+}
+
+/* Take a run out of the waiting queue, where *at points to it. */
+static struct run *leave_queue(struct engine *e, struct run **at)
+{
+    struct run *r = *at;
+    *at = r->next;
+    if (!*at)
+        e->waiting_end = at;
+    if (r->parent)
+        r->parent->in_line = false;
+    r->next = NULL;
+    return r;
+}
+
+/* Of a study's runs one at a time stands in line, so that however many it has, whoever comes has at
+ * most one of them before him. */
+static void queue_spawned(struct engine *e, struct run *study)
+{
+    struct run *r = study->spawned;
+    if (!r || study->in_line)
+        return;
+    study->spawned = r->next;
+    if (!study->spawned)
+        study->spawned_end = &study->spawned;
+    r->next = NULL;
+    *e->waiting_end = r;
+    e->waiting_end = &r->next;
+    study->in_line = true;
+}
+
+static void end_spawned(struct engine *e, struct run *study)
+{
+    while (study->spawned) {
+        struct run *r = study->spawned;
+        study->spawned = r->next;
+        end_run(e, r);
+    }
+    study->spawned_end = &study->spawned;
 }
 
 static void drop_cancelled(struct engine *e)
 {
     for (struct run **at = &e->waiting; *at;) {
-        struct run *r = *at;
-        if (!is_cancelled(r)) {
-            at = &r->next;
-            continue;
-        }
-        *at = r->next;
-        end_run(e, r);
+        if (is_cancelled(*at))
+            end_run(e, leave_queue(e, at));
+        else
+            at = &(*at)->next;
     }
-    e->waiting_end = &e->waiting;
-    while (*e->waiting_end)
-        e->waiting_end = &(*e->waiting_end)->next;
+    for (int i = 0; i < e->n_running; i++)
+        if (e->running[i]->phase == RUN_ENDED || is_cancelled(e->running[i]))
+            end_spawned(e, e->running[i]);
 }
 
-static void fail_run(struct run *r, const struct err *err)
+/* Who is next: the first in line. A study that finds no place is passed by, as those that have one
+ * wait for runs of theirs behind it. */
+static struct run **first_in_line(struct engine *e)
 {
-    r->m->stats.jobs_failed++;
-    run_fail(r, err);
+    struct run **at = &e->waiting;
+    while (*at && (*at)->ops && !run_fits(*at))
+        at = &(*at)->next;
+    return at;
 }
 
 /* First come, first served: a large job at the head of the line is not overtaken. Returns -1 when
  * the device failed. */
 static int admit(struct engine *e, struct err *err)
 {
-    while (e->waiting && e->n_running < MAX_RUNS && run_fits(e->waiting)) {
-        struct run *r = e->waiting;
-        e->waiting = r->next;
-        if (!e->waiting)
-            e->waiting_end = &e->waiting;
+    for (int i = 0; i < e->n_running; i++)
+        queue_spawned(e, e->running[i]);
+    for (struct run **at; *(at = first_in_line(e)) && run_fits(*at);) {
+        struct run *r = leave_queue(e, at);
         e->running[e->n_running++] = r;
         if (run_admit(r, err) != 0) {
             if (err->code == ERR_INTERNAL)
                 return -1;
-            fail_run(r, err);
+            run_fail(r, err);
         }
+        queue_spawned(e, r->parent ? r->parent : r);
     }
     return 0;
 }
 
-/* Share the row budget: each run its part, in turn; then what is left, to whoever has more. */
+/* Count who shares the step: the clients' jobs, and in each the runs it has. */
+static int count_sharers(struct engine *e)
+{
+    int n_jobs = 0;
+    for (int i = 0; i < e->n_running; i++)
+        e->running[i]->sharing = 0;
+    for (int i = 0; i < e->n_running; i++) {
+        struct run *r = e->running[i];
+        if (!r->ops)
+            n_jobs += (r->parent ? r->parent : r)->sharing++ == 0;
+    }
+    return n_jobs;
+}
+
+/* Share the row budget: each job its part, in turn; then what is left, to whoever has more. */
 static void collect(struct engine *e)
 {
     struct machine *m = &e->m;
-    int left = m->batch.max_rows;
+    int left = m->batch.max_rows, n_jobs = count_sharers(e);
+    int part = left / (n_jobs ? n_jobs : 1);
     m->step++;
     m->n_collected = 0;
     batch_reset(&m->batch);
-    for (int pass = 0; pass < 2 && left > 0; pass++) {
-        int share = pass == 0 ? left / e->n_running : left;
-        share = share > 0 ? share : 1;
+    for (int pass = 0; pass < 2; pass++) {
         for (int i = 0; i < e->n_running && left > 0; i++) {
             struct run *r = e->running[(e->turn + i) % e->n_running];
+            if (r->ops)
+                continue;
+            int share = pass == 0 ? part / (r->parent ? r->parent : r)->sharing : left;
+            share = share > 0 ? share : 1;
             left -= run_collect(r, share < left ? share : left);
         }
     }
@@ -177,25 +242,26 @@ static int advance(struct engine *e, struct err *err)
 {
     for (int i = 0; i < e->n_running; i++) {
         struct run *r = e->running[i];
+        study_rouse(r);
         if (r->outstanding > 0 || r->phase == RUN_ENDED || is_cancelled(r))
             continue;
         if (run_advance(r, err) != 0) {
             if (err->code == ERR_INTERNAL)
                 return -1;
-            fail_run(r, err);
+            run_fail(r, err);
         }
     }
     return 0;
 }
 
+/* From the youngest: the runs of a study are younger than itself, and end before it does. One that
+ * still has some in line ends when they are gone. */
 static void end_ended(struct engine *e)
 {
-    for (int i = 0; i < e->n_running;) {
+    for (int i = e->n_running - 1; i >= 0; i--) {
         struct run *r = e->running[i];
-        if (r->phase != RUN_ENDED && !is_cancelled(r)) {
-            i++;
+        if ((r->phase != RUN_ENDED && !is_cancelled(r)) || study_has_runs(r))
             continue;
-        }
         memmove(e->running + i, e->running + i + 1,
                 (size_t)(--e->n_running - i) * sizeof *e->running);
         end_run(e, r);
@@ -217,7 +283,9 @@ static void publish(struct engine *e)
     struct engine_stats *s = &m->stats;
     memcpy(s->op_seconds, m->backend->seconds, sizeof s->op_seconds);
     memcpy(s->op_calls, m->backend->calls, sizeof s->op_calls);
-    s->jobs_running = e->n_running;
+    s->jobs_running = 0;
+    for (int i = 0; i < e->n_running; i++)
+        s->jobs_running += !e->running[i]->parent;
     s->particles = m->particles;
     s->kv_pages_total = kv_pages_total(m->pool);
     s->kv_pages_used = kv_pages_total(m->pool) - kv_pages_free(m->pool);
@@ -239,6 +307,8 @@ static void check_kv(const struct engine *e)
     const struct kv_seq **all = zeroed((size_t)cap, sizeof *all);
     for (int i = 0; i < e->n_running; i++) {
         const struct run *r = e->running[i];
+        if (r->ops)
+            continue;
         all[n++] = &r->root_kv;
         for (int k = 0; k < r->k; k++)
             all[n++] = &r->kv[k];
@@ -272,12 +342,25 @@ static int step(struct engine *e, struct err *err)
     return 0;
 }
 
+/* Is there nothing to do until somebody comes? What runs is asleep, and what waits, waits for it.
+ */
+static bool idle(const struct engine *e)
+{
+    for (int i = 0; i < e->n_running; i++)
+        if (is_cancelled(e->running[i]) || !study_is_asleep(e->running[i]))
+            return false;
+    for (const struct run *r = e->waiting; r; r = r->next)
+        if (is_cancelled(r) || !r->ops || run_fits(r))
+            return false;
+    return true;
+}
+
 /* New jobs from the inbox; sleep when there is nothing to do. False: stop. */
 static bool take_jobs(struct engine *e)
 {
     double begun = seconds_now();
     pthread_mutex_lock(&e->mutex);
-    while (!e->stop && !e->inbox && !e->waiting && e->n_running == 0)
+    while (!e->stop && !e->inbox && idle(e))
         pthread_cond_wait(&e->wake, &e->mutex);
     struct run *fresh = e->inbox;
     e->inbox = NULL;
@@ -295,8 +378,10 @@ static void count_waiting(struct engine *e)
 {
     int n = 0;
     size_t bytes = 0;
-    for (const struct run *r = e->waiting; r; r = r->next, n++)
-        bytes += r->job->arena.bytes;
+    for (const struct run *r = e->waiting; r; r = r->next) {
+        n += !r->parent;
+        bytes += r->parent ? 0 : r->job->arena.bytes;
+    }
     pthread_mutex_lock(&e->mutex);
     for (const struct run *r = e->inbox; r; r = r->next, n++)
         bytes += r->job->arena.bytes;
@@ -313,18 +398,17 @@ static void end_all(struct engine *e, const struct err *why)
     e->inbox = NULL;
     e->inbox_end = &e->inbox;
     pthread_mutex_unlock(&e->mutex);
-    while (e->waiting) {
-        struct run *r = e->waiting;
-        e->waiting = r->next;
-        if (why)
-            fail_run(r, why);
-        end_run(e, r);
-    }
-    e->waiting_end = &e->waiting;
-    while (e->n_running) {
+    for (struct run *r = e->waiting; r && why; r = r->next)
+        if (!r->parent)
+            run_fail(r, why);
+    for (int i = 0; i < e->n_running && why; i++)
+        if (!e->running[i]->parent)
+            run_fail(e->running[i], why);
+    while (e->waiting)
+        end_run(e, leave_queue(e, &e->waiting));
+    while (e->n_running) { /* the runs of a study first, as they came after it */
         struct run *r = e->running[--e->n_running];
-        if (why)
-            fail_run(r, why);
+        end_spawned(e, r);
         end_run(e, r);
     }
 }
@@ -386,8 +470,9 @@ int engine_open(struct engine **out, const struct engine_opts *opts, struct err 
 {
     struct engine *e = zeroed(1, sizeof *e);
     e->opts = *opts;
+    e->m.engine = e;
     snprintf(e->alias, sizeof e->alias, "%s", opts->alias ? opts->alias : "");
-    e->running = zeroed(MAX_RUNS, sizeof *e->running);
+    e->running = zeroed(MAX_RUNS + MAX_STUDIES, sizeof *e->running);
     e->inbox_end = &e->inbox;
     e->waiting_end = &e->waiting;
     pthread_mutex_init(&e->mutex, NULL);
@@ -527,6 +612,14 @@ void engine_cancel(struct engine *e, uint64_t handle)
     for (struct ticket *t = e->tickets; t; t = t->next)
         if (t->handle == handle)
             atomic_store(&t->cancelled, true);
+    pthread_cond_signal(&e->wake);
+    pthread_mutex_unlock(&e->mutex);
+}
+
+void engine_wake(struct engine *e)
+{
+    pthread_mutex_lock(&e->mutex);
+    pthread_cond_signal(&e->wake);
     pthread_mutex_unlock(&e->mutex);
 }
 

@@ -22,7 +22,7 @@ void job_free(struct job *j)
 {
     if (!j)
         return;
-    for (int i = 0; i < j->n_potentials; i++)
+    for (int i = 0; i < j->n_potentials && !j->borrowed; i++)
         if (j->potentials[i].type == POTENTIAL_REGEX)
             regex_close(j->potentials[i].regex.regex);
     struct arena a = j->arena; /* the job itself lies in it */

@@ -162,6 +162,7 @@ struct job {
     /* the target */
     struct potential *potentials;
     int n_potentials;
+    bool borrowed; /* the potentials are another job's, which outlives this one */
     struct twist_choice twist;
     bool base_proposal; /* "base", or "auto" without a twist over the vocabulary */
 

@@ -65,6 +65,7 @@ struct collected {
 };
 
 struct machine {
+    struct engine *engine; /* whose this is */
     struct backend *backend;
     struct gguf *gguf;
     struct model *model;
@@ -79,6 +80,7 @@ struct machine {
     int kv_reserved;      /* pages promised to running jobs */
     size_t host_reserved; /* host memory promised to running jobs */
     int particles, max_particles;
+    int n_studies; /* running */
 
     /* the step being built; sized once */
     uint64_t step;
@@ -107,6 +109,9 @@ int machine_open(struct machine *, const struct engine_opts *, struct err *err);
 void machine_close(struct machine *);
 void machine_log(const struct engine_opts *, const char *fmt, ...)
     __attribute__((format(printf, 2, 3)));
+
+/* The engine's thread is to look again at what it has to do. Any thread. */
+void engine_wake(struct engine *);
 
 /* Add up to budget rows that seq owes. Returns the number added; 0 when no pages are left for it.
  */

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "potential.h"
+#include "study.h"
 
 enum { MAX_BRANCHES = 64 };
 
@@ -159,7 +160,8 @@ int run_open(struct run **out, struct machine *m, struct job *job, struct sink s
                       .trace = trace,
                       .submitted = seconds_now(),
                       .prior_slot = -1};
-    if (plan(r, err) != 0)
+    r->ops = study_ops_of(job->kind);
+    if ((r->ops ? study_plan(r, err) : plan(r, err)) != 0)
         return -1;
     *out = r;
     return 0;
@@ -179,7 +181,10 @@ static int free_prior(const struct machine *m)
 bool run_fits(const struct run *r)
 {
     const struct machine *m = r->m;
+    if (r->ops)
+        return m->n_studies < MAX_STUDIES;
     return m->kv_reserved + r->quota <= m->info.n_pages &&
+           m->host_reserved + r->host_bytes <= JOB_BYTES &&
            m->particles + r->k <= m->max_particles && free_prior(m) >= 0;
 }
 
@@ -332,6 +337,8 @@ int run_admit(struct run *r, struct err *err)
 {
     struct machine *m = r->m;
     r->admitted = seconds_now();
+    if (r->ops)
+        return study_admit(r, err);
     r->prior_slot = free_prior(m);
     m->prior_used[r->prior_slot] = true;
     m->kv_reserved += r->quota;
@@ -371,6 +378,8 @@ void run_close(struct run *r)
 {
     if (r->prior_slot >= 0)
         release(r);
+    if (r->ops)
+        study_close(r);
     if (r->sink.closed)
         r->sink.closed(r->sink.user);
     job_free(r->job); /* the run lies in its arena */

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "potential.h"
+#include "study.h"
 
 /* ---- weighing and resampling ---- */
 
@@ -529,6 +530,9 @@ int run_advance(struct run *r, struct err *err)
             break;
         case RUN_PHI:
             rc = phi_ended(r) ? phi_over(r, err) : phi_advance(r, err);
+            break;
+        case RUN_STUDY:
+            rc = r->ops->advance(r, err);
             break;
         case RUN_ENDED:
             break;

@@ -4,6 +4,7 @@
  *   draw      every live particle takes a token; then weigh, resample, say so; again until none is
  * live force     given tokens go into every particle: an observed segment, a completion to score
  *   phi       potentials are evaluated, on finished texts or (potential twist) on partial ones
+ *   study     of a job made of jobs: its runs go through the phases above (study.h)
  *
  * A phase ends when all its sequences have got what they owe; run_advance then decides the next. A
  * population whose pages do not fit its account still runs: with intermediate weights, particles
@@ -20,7 +21,7 @@ struct ticket { /* one accepted job; the engine's thread and those who cancel sh
     struct ticket *next;
 };
 
-enum run_phase { RUN_ROOT, RUN_DRAW, RUN_FORCE, RUN_PHI, RUN_ENDED };
+enum run_phase { RUN_ROOT, RUN_DRAW, RUN_FORCE, RUN_PHI, RUN_STUDY, RUN_ENDED };
 
 struct particle {
     struct seq seq; /* own: all tokens after the prompt, inserted ones included */
@@ -67,6 +68,17 @@ struct run {
     struct trace *trace; /* NULL: nothing is written down */
     struct ticket *ticket;
     struct run *next; /* in the waiting queue */
+
+    /* a study (study.h), and what its runs know of it */
+    const struct study_ops *ops;        /* NULL: an ordinary run */
+    void *study;                        /* ops' own */
+    struct run *spawned, **spawned_end; /* its runs that are yet to join the waiting queue … */
+    bool in_line;                       /* … where one of them is now */
+    int sharing;                        /* runs that share its part of the step being collected */
+    bool asleep;
+    atomic_bool awake;  /* set by any thread */
+    struct run *parent; /* whose run this is; NULL: a client's own job */
+
     double submitted, admitted, first_draw;
 
     /* plan: made at submission */
@@ -140,7 +152,7 @@ void run_say_step(struct run *, int active, double ess, double log_z);
 void run_say_resample(struct run *, double ess);
 void run_say_sample(struct run *, int i);
 void run_say_done(struct run *, double log_z, double ess, int64_t tokens); /* and the end */
-void run_fail(struct run *, const struct err *); /* error event, and the end */
+void run_fail(struct run *, const struct err *); /* error event, and the end, if it is not over */
 /* The text of own tokens [from, to), appended to out. Uses the machine's `bytes` scratch. */
 void run_text(struct run *, const struct particle *, int from, int to, struct buf *out);
 

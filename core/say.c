@@ -11,6 +11,9 @@ void run_say(struct run *r, const struct event *e)
 
 void run_fail(struct run *r, const struct err *err)
 {
+    if (r->phase == RUN_ENDED)
+        return;
+    r->m->stats.jobs_failed += !r->parent;
     run_say(r, &(struct event){.type = EVENT_ERROR, .error = *err});
     r->phase = RUN_ENDED;
 }
@@ -33,7 +36,7 @@ void run_say_start(struct run *r)
     run_say(r, &(struct event){.type = EVENT_START,
                                .start = {.id = j->id,
                                          .model = r->m->info.model,
-                                         .particles = r->k,
+                                         .particles = r->ops ? j->particles : r->k,
                                          .prompt_tokens = r->n_prompt,
                                          .seed = (int64_t)j->seed}});
 }
