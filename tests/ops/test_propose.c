@@ -1,8 +1,8 @@
-/* The propose operation against float64: every kind of row with every setting of the prior and the
- * twist, at every instruction level. Forced tokens show the logs, within 1e-5 max(1, |log|); draws
- * must be the token whose interval of the cumulative distribution holds their uniform. The rows of
- * a case go through once together and once alone, on other numbers of threads, and the bytes must
- * be the same. */
+/* The propose operation and its gradient against float64: every kind of row with every setting of
+ * the prior and the twist, at every instruction level. Forced tokens show the logs, within 1e-5
+ * max(1, |log|); draws must be the token whose interval of the cumulative distribution holds their
+ * uniform. The rows of a case go through once together and once alone, on other numbers of threads,
+ * and the bytes must be the same. */
 #include <stdio.h>
 
 #include "../../kernels/philox.h"
@@ -232,9 +232,13 @@ static void reference_close(struct reference *ref)
 
 /* ---- the operation ---- */
 
-/* out (n DRAWS) = the results of rows first .. first + n. */
+/* What multiplies each row's gradient. */
+static const float coef[ROWS] = {0.5f, -20, 0};
+
+/* Of rows first .. first + n: out (n DRAWS), their results, or dy (n, vocab), the gradient of each
+ * row's first draw; the other is NULL. */
 static void run(struct backend *b, const struct fixture *f, int first, int n,
-                struct propose_out *out)
+                struct propose_out *out, float *dy)
 {
     const struct setting *s = f->setting;
     struct buffers m = {.b = b};
@@ -276,9 +280,16 @@ static void run(struct backend *b, const struct fixture *f, int first, int n,
         .draws = dev_new(&m, f->draws + first * DRAWS, sizeof f->draws[0] * (size_t)n * DRAWS),
         .n_draws = n * DRAWS,
     };
-    args.out = dev_new(&m, NULL, sizeof *out * (size_t)(n * DRAWS));
-    EXPECT_INT(b->ops->propose(b, &args, n), 0);
-    b->ops->download(b, out, args.out, sizeof *out * (size_t)(n * DRAWS));
+    if (out) {
+        args.out = dev_new(&m, NULL, sizeof *out * (size_t)(n * DRAWS));
+        EXPECT_INT(b->ops->propose(b, &args, n), 0);
+        b->ops->download(b, out, args.out, sizeof *out * (size_t)(n * DRAWS));
+    } else {
+        float *grad = dev_new(&m, NULL, (size_t)n * row_bytes);
+        const float *c = dev_new(&m, coef + first, sizeof *c * (size_t)n);
+        EXPECT_INT(b->ops->propose_grad(b, &args, c, grad, n), 0);
+        b->ops->download(b, dy, grad, (size_t)n * row_bytes);
+    }
     dev_free_all(&m);
 }
 
@@ -328,6 +339,31 @@ static void complain(const struct backend *b, const struct fixture *f, const str
             ref->lambda);
 }
 
+/* dy = coef (q - [v is the forced token]); log q is as good as a forced token's. */
+static void check_grad(struct backend *b, const struct fixture *f, const struct reference *ref)
+{
+    const size_t vocab = (size_t)f->vocab;
+    float *dy = malloc(sizeof *dy * ROWS * vocab), *alone = malloc(sizeof *dy * vocab);
+    int failures = check_failures;
+    run(b, f, 0, ROWS, NULL, dy);
+    for (int row = 0; row < ROWS; row++) {
+        const float *got = dy + (size_t)row * vocab;
+        run(b, f, row, 1, NULL, alone);
+        EXPECT(memcmp(got, alone, sizeof *dy * vocab) == 0);
+        for (int v = 0; v < f->vocab && !ref[row].ambiguous && check_failures == failures; v++) {
+            const double c = (double)coef[row], log_q = ref[row].log_q[v], q = exp(log_q);
+            const bool forced = f->draws[row * DRAWS].forced == v;
+            const double off = q > 0 ? 1e-5 * fmax(1, -log_q) * q : 0;
+            EXPECT_NEAR((double)got[v], c * (q - forced), fabs(c) * (off + 1e-7));
+        }
+    }
+    if (check_failures > failures)
+        fprintf(stderr, "  %s: kind %d, vocab %d, %s\n", b->device, f->kind, f->vocab,
+                f->setting->name);
+    free(dy);
+    free(alone);
+}
+
 static int ambiguous_rows;
 
 static void check_case(struct backend **backends, int n_backends, enum kind kind,
@@ -342,9 +378,9 @@ static void check_case(struct backend **backends, int n_backends, enum kind kind
         ambiguous_rows += ref[row].ambiguous;
     }
     for (int b = 0; b < n_backends; b++) {
-        run(backends[b], &f, 0, ROWS, out);
+        run(backends[b], &f, 0, ROWS, out, NULL);
         for (int row = 0; row < ROWS; row++)
-            run(backends[b], &f, row, 1, alone + row * DRAWS);
+            run(backends[b], &f, row, 1, alone + row * DRAWS, NULL);
         EXPECT(memcmp(out, alone, sizeof out) == 0);
         for (int i = 0; i < ROWS * DRAWS; i++) {
             const struct reference *r = &ref[i / DRAWS];
@@ -353,6 +389,7 @@ static void check_case(struct backend **backends, int n_backends, enum kind kind
             complain(backends[b], &f, r, i, &out[i]);
             break;
         }
+        check_grad(backends[b], &f, ref);
     }
     for (int row = 0; row < ROWS; row++)
         reference_close(&ref[row]);
