@@ -88,6 +88,9 @@ struct engine_stats {
     double op_seconds[OP_COUNT];
     uint64_t op_calls[OP_COUNT];
     int jobs_running, jobs_waiting, particles;
+    uint64_t learning_updates, bounds_runs; /* updates of twists, runs that said a bound */
+    int twists_loaded;
+    size_t twist_bytes_used; /* of twist_bytes */
     int kv_pages_total, kv_pages_used, kv_pages_shared, kv_pages_peak;
 };
 void engine_stats(const struct engine *, struct engine_stats *out);
