@@ -5,12 +5,10 @@
 #include "num.h"
 
 /* log(1 + e) for e in [0, 1], within 3 roundings: 2 artanh(s) with s = e / (2 + e) <= 1/3, whose
- * series is below a rounding after ten terms. */
+ * series is far below a rounding after eight terms. */
 NUM_FN vf log1p_unit(vf e)
 {
-    vf s = e / (2.0f + e), t = s * s, p = vf_set(1.0f / 19);
-    p = p * t + 1.0f / 17;
-    p = p * t + 1.0f / 15;
+    vf s = e / (2.0f + e), t = s * s, p = vf_set(1.0f / 15);
     p = p * t + 1.0f / 13;
     p = p * t + 1.0f / 11;
     p = p * t + 1.0f / 9;

@@ -33,9 +33,10 @@ struct kv_store; /* keys and values of all layers, in pages */
 
 enum { KV_PAGE = 16 }; /* tokens a page */
 
-/* One horizontal slice of a matrix in a mapped file: `rows` rows of the weight's `in` columns. Host
- * memory, which stays mapped as long as the weight lives. Several slices stack to one weight (q, k,
- * v → one matrix). */
+/* One horizontal slice of a matrix: `rows` rows of the weight's `in` columns. Host memory; that of a
+ * WEIGHT_TABLE is a mapped file, which stays mapped as long as the weight lives, that of a
+ * WEIGHT_LINEAR may go when weight_open has returned. Several slices stack to one weight (q, k, v →
+ * one matrix). */
 struct weight_part {
     const void *data;
     enum tensor_type type;

@@ -1,53 +1,5 @@
-/* Every operation of a backend that works on rows, against a float64 reference.
- *
- * A row operation is a struct op: `run` executes it for any list of rows of a case, `want` gives
- * one row's exact result and its error bound. The driver runs each case with all rows at once,
- * permuted, in parts and one by one, and wants the same bits each time; the whole table runs in f32
- * and bf16, with one thread and several, at every instruction level of the CPU, and threads must
- * not change a bit either. To add an operation: write run and want, a struct op, and rows in the
- * table of cases.
- *
- * Bounds: u = 2^-24 is the rounding of one float operation, 2^-8 of one bf16 conversion. A sum of n
- * products in float has an error of at most n u Σ|x y| in any order. */
-#include <stdio.h>
-
-#include "ops.h"
-
-static const double u = 0x1p-24, u_bf16 = 0x1p-8;
-
-enum { MAX_ROWS = 300 };
-
-struct op_case {
-    int rows, d[6]; /* d: what the op's comment says */
-};
-
-struct op {
-    const char *name;
-    bool out_act; /* the result is of the activations' type, else float */
-    int (*width)(const int *d);
-    /* out (n, width) on the host = the operation on these rows of the case. */
-    void (*run)(struct backend *, const int *d, const int32_t *rows, int n, void *out);
-    void (*want)(enum act_type, const int *d, int row, double *y, double *bound);
-};
-
-/* Names of input streams. */
-enum { IN_X = 1, IN_W, IN_Y, IN_Q, IN_COS };
-
-static double rounding(enum act_type act)
-{
-    return act == ACT_BF16 ? u_bf16 : u;
-}
-
-/* (n, width) floats of a stream, for the given rows. */
-static float *gather(uint32_t stream, const int32_t *rows, int n, int width)
-{
-    float *x = malloc(sizeof *x * (size_t)n * (size_t)width);
-    for (int i = 0; i < n; i++)
-        for (int j = 0; j < width; j++)
-            x[(size_t)i * (size_t)width + (size_t)j] =
-                noise(stream, (size_t)rows[i] * (size_t)width + (size_t)j);
-    return x;
-}
+/* The operations of the transformer that work on rows, and those that copy. */
+#include "driver.h"
 
 /* ---- weights: a matrix as a file holds it, in two parts when it has more than one row ---- */
 
@@ -167,29 +119,44 @@ static void rmsnorm_want(enum act_type act, const int *d, int row, double *y, do
     }
 }
 
-/* ---- linear: d = {in, out, tensor type, enum linear_out} ---- */
+/* ---- linear: d = {in, out, tensor type, enum linear_out, update}. With update, the weight (F32)
+ * is opened with other numbers, and gets its own by weight_update. ---- */
 
 static int linear_width(const int *d)
 {
     return d[1];
 }
 
-static void linear_run(struct backend *b, const int *d, const int32_t *rows, int n, void *out)
+/* What the weight is opened from is overwritten afterwards: it is a copy. */
+static struct weight *linear_weight(struct backend *b, struct buffers *mem, const int *d)
 {
     struct file_matrix m = matrix_new(d[2], d[1], d[0]);
     struct weight *w;
+    const size_t bytes = tensor_row_bytes(d[2], (size_t)d[0]) * (size_t)d[1];
+    const float *update = d[4] ? dev_new(mem, m.data, bytes) : NULL;
+    if (update)
+        memset(m.data, 0x3f, bytes);
+    EXPECT_INT(b->ops->weight_open(b, &w, m.part, m.n_parts, d[0], WEIGHT_LINEAR), 0);
+    memset(m.data, SENTINEL_BYTE, bytes);
+    free(m.data);
+    if (update)
+        EXPECT_INT(b->ops->weight_update(b, w, update), 0);
+    return w;
+}
+
+static void linear_run(struct backend *b, const int *d, const int32_t *rows, int n, void *out)
+{
     struct buffers mem = {.b = b};
     const size_t n_x = (size_t)n * (size_t)d[0], n_y = (size_t)n * (size_t)d[1];
     float *x = gather(IN_X, rows, n, d[0]), *y = gather(IN_Y, rows, n, d[1]);
     void *x_act = act_from_float(b->act, x, n_x);
     void *x_dev = dev_new(&mem, x_act, n_x * act_size(b->act));
     float *y_dev = dev_new(&mem, y, n_y * sizeof *y);
-    EXPECT_INT(b->ops->weight_open(b, &w, m.part, m.n_parts, d[0], WEIGHT_LINEAR), 0);
+    struct weight *w = linear_weight(b, &mem, d);
     EXPECT_INT(b->ops->linear(b, y_dev, (enum linear_out)d[3], x_dev, w, n), 0);
     EXPECT_INT(b->ops->download(b, out, y_dev, n_y * sizeof *y), 0);
     b->ops->weight_close(b, w);
     dev_free_all(&mem);
-    free(m.data);
     free(x);
     free(y);
     free(x_act);
@@ -402,6 +369,19 @@ static struct kv_store *store_all(struct backend *b, const int *d, const struct 
     return kv;
 }
 
+/* Tokens spread over all sequences, each one once. */
+static int pick_tokens(const struct op_case *c, int32_t *rows)
+{
+    struct layout l = layout_of(c->d);
+    int total = l.first_row[N_SEQ], n = 0;
+    for (int i = 0; i < c->rows && i < total; i++) {
+        int row = (int)((long long)i * total / c->rows), seq = row_seq(&l, row);
+        if (token_row(&l, seq, row - l.first_row[seq]) == row)
+            rows[n++] = row;
+    }
+    return n;
+}
+
 static int rope_width(const int *d)
 {
     return qkv_width(d);
@@ -599,17 +579,17 @@ static void test_copy_rows(struct backend *b)
 
 /* ---- the table ---- */
 
-static const struct op op_embed = {"embed", false, embed_width, embed_run, embed_want};
-static const struct op op_rmsnorm = {"rmsnorm", true, rmsnorm_width, rmsnorm_run, rmsnorm_want};
-static const struct op op_linear = {"linear", false, linear_width, linear_run, linear_want};
-static const struct op op_swiglu = {"swiglu", true, swiglu_width, swiglu_run, swiglu_want};
-static const struct op op_rope = {"rope_store", false, rope_width, rope_run, rope_want};
-static const struct op op_attend = {"attend", true, attend_width, attend_run, attend_want};
+static const struct op op_embed = {"embed", false, embed_width, embed_run, embed_want, NULL};
+static const struct op op_rmsnorm = {"rmsnorm",   true,         rmsnorm_width,
+                                     rmsnorm_run, rmsnorm_want, NULL};
+static const struct op op_linear = {"linear", false, linear_width, linear_run, linear_want, NULL};
+static const struct op op_swiglu = {"swiglu", true, swiglu_width, swiglu_run, swiglu_want, NULL};
+static const struct op op_rope = {"rope_store", false,     rope_width,
+                                  rope_run,     rope_want, pick_tokens};
+static const struct op op_attend = {"attend",   true,        attend_width,
+                                    attend_run, attend_want, pick_tokens};
 
-static const struct {
-    const struct op *op;
-    struct op_case c;
-} cases[] = {
+static const struct op_test cases[] = {
     {&op_embed, {9, {64, 50, TENSOR_Q8_0}}},
     {&op_embed, {40, {6, 5, TENSOR_F32}}},
     {&op_rmsnorm, {5, {1}}},
@@ -624,6 +604,9 @@ static const struct {
     {&op_linear, {130, {576, 192, TENSOR_Q8_0, LINEAR_F32}}},
     {&op_linear, {33, {1536, 576, TENSOR_Q8_0, LINEAR_ADD}}},
     {&op_linear, {66, {64, 2050, TENSOR_F32, LINEAR_F32}}},
+    {&op_linear, {3, {1, 1, TENSOR_F32, LINEAR_F32, true}}},
+    {&op_linear, {5, {33, 70, TENSOR_F32, LINEAR_F32, true}}},
+    {&op_linear, {40, {172, 64, TENSOR_F32, LINEAR_ADD, true}}},
     {&op_swiglu, {5, {1}}},
     {&op_swiglu, {7, {7}}},
     {&op_swiglu, {30, {172}}},
@@ -642,136 +625,15 @@ static const struct {
 };
 enum { N_CASES = sizeof cases / sizeof *cases };
 
-/* ---- the driver ---- */
-
-/* Rows of a case, spread over its whole length. */
-static int case_rows(const struct op *op, const struct op_case *c, int32_t *rows)
+static void test_others(struct backend *b)
 {
-    struct layout l = layout_of(c->d);
-    bool attention = op == &op_attend || op == &op_rope;
-    int total = attention ? l.first_row[N_SEQ] : c->rows, n = 0;
-    for (int i = 0; i < c->rows && i < total; i++) {
-        int row = (int)((long long)i * total / c->rows);
-        int seq = attention ? row_seq(&l, row) : 0;
-        if (!attention || token_row(&l, seq, row - l.first_row[seq]) == row)
-            rows[n++] = row;
-    }
-    return n;
-}
-
-static size_t row_bytes(const struct op *op, const struct op_case *c, enum act_type act)
-{
-    return (size_t)op->width(c->d) * (op->out_act ? act_size(act) : sizeof(float));
-}
-
-static void say(const struct op *op, const struct op_case *c, const struct backend *b)
-{
-    fprintf(stderr, "  in %s {%d, %d, %d, %d, %d} on %s, %s\n", op->name, c->d[0], c->d[1], c->d[2],
-            c->d[3], c->d[4], b->device, b->act == ACT_BF16 ? "bf16" : "f32");
-}
-
-static void check_values(const struct op *op, const struct op_case *c, const struct backend *b,
-                         const int32_t *rows, int n, const void *got)
-{
-    const int width = op->width(c->d);
-    double *want = malloc(sizeof *want * (size_t)width),
-           *bound = malloc(sizeof *bound * (size_t)width);
-    int failures = check_failures, step = n > 60 ? n / 40 : 1;
-    for (int i = 0; i < n && check_failures < failures + 5; i += step) {
-        op->want(b->act, c->d, rows[i], want, bound);
-        for (int j = 0; j < width && check_failures < failures + 5; j++)
-            EXPECT_NEAR((double)act_at(op->out_act ? b->act : ACT_F32, got,
-                                       (size_t)i * (size_t)width + (size_t)j),
-                        want[j], bound[j]);
-    }
-    if (check_failures > failures)
-        say(op, c, b);
-    free(want);
-    free(bound);
-}
-
-/* order[] lists places in rows[]; every part of `step` of them must give the bytes of `all`. */
-static void check_rows(const struct op *op, const struct op_case *c, struct backend *b,
-                       const int32_t *rows, const int *order, int n, int step, const char *all)
-{
-    const size_t size = row_bytes(op, c, b->act);
-    char *out = malloc(size * (size_t)step);
-    int32_t some[MAX_ROWS];
-    bool equal = true;
-    for (int i = 0; i < n; i += step) {
-        int count = n - i < step ? n - i : step;
-        for (int j = 0; j < count; j++)
-            some[j] = rows[order[i + j]];
-        op->run(b, c->d, some, count, out);
-        for (int j = 0; j < count; j++)
-            equal = equal &&
-                    memcmp(out + (size_t)j * size, all + (size_t)order[i + j] * size, size) == 0;
-    }
-    EXPECT(equal && "rows do not depend on n, their place and each other");
-    if (!equal)
-        say(op, c, b);
-    free(out);
-}
-
-/* Returns the case's output, the caller's. */
-static char *run_case(const struct op *op, const struct op_case *c, struct backend *b,
-                      size_t *bytes)
-{
-    int32_t rows[MAX_ROWS];
-    int order[MAX_ROWS], n = case_rows(op, c, rows);
-    *bytes = row_bytes(op, c, b->act) * (size_t)n;
-    char *all = malloc(*bytes);
-    op->run(b, c->d, rows, n, all);
-    check_values(op, c, b, rows, n, all);
-    for (int i = 0; i < n; i++)
-        order[i] = (i * 7 + 3) % n;
-    for (int i = 0; i < n && n % 7 == 0; i++)
-        order[i] = n - 1 - i;
-    check_rows(op, c, b, rows, order, n, n, all);
-    check_rows(op, c, b, rows, order, n, n / 3 + 1, all);
-    check_rows(op, c, b, rows, order, n > 12 ? 12 : n, 1, all);
-    return all;
-}
-
-/* The whole table on one backend; `outputs` of an earlier one must be the same bytes. */
-static void run_table(const struct backend_opts *o, char **outputs)
-{
-    struct backend *b;
-    char why[256];
-    if (backend_open(&b, o, why, sizeof why)) {
-        fprintf(stderr, "%s\n", why);
-        EXPECT(!"the backend opens");
-        return;
-    }
-    for (int i = 0; i < N_CASES; i++) {
-        size_t bytes;
-        char *out = run_case(cases[i].op, &cases[i].c, b, &bytes);
-        if (outputs[i] && memcmp(outputs[i], out, bytes) != 0) {
-            EXPECT(!"threads do not change a bit");
-            say(cases[i].op, &cases[i].c, b);
-        }
-        free(outputs[i]);
-        outputs[i] = out;
-    }
     test_kv_copy(b);
     test_copy_rows(b);
     EXPECT(b->calls[OP_LINEAR] > 0 && b->seconds[OP_LINEAR] > 0);
-    backend_close(b);
 }
 
 int main(void)
 {
-    static const char *const levels[] = {"base", "v3", "v4"};
-    static const char *const dtypes[] = {"f32", "bf16"};
-    for (int level = 0; level < 3; level++)
-        for (int dtype = 0; dtype < 2; dtype++) {
-            char *outputs[N_CASES] = {0};
-            setenv("CLOTHO_CPU_LEVEL", levels[level], 1);
-            run_table(&(struct backend_opts){"cpu", dtypes[dtype], 1}, outputs);
-            if (level == 2) /* threads are shared out in the same way on all levels */
-                run_table(&(struct backend_opts){"cpu", dtypes[dtype], 2}, outputs);
-            for (int i = 0; i < N_CASES; i++)
-                free(outputs[i]);
-        }
+    run_everywhere(cases, N_CASES, test_others);
     return test_failures();
 }
