@@ -13,6 +13,7 @@ const struct study_ops *study_ops_of(enum job_kind kind)
 {
     switch (kind) {
     case JOB_BOUNDS:
+        return &bounds_ops;
     case JOB_LEARN:
     case JOB_SAMPLE:
     case JOB_SCORE:

@@ -35,7 +35,9 @@ int study_check(struct run *parent, struct job *take, struct err *err);
 
 /* A job like the parent's - model, prior, potentials and twist (borrowed, so the parent must
  * outlive it), resampling and particles, one hole - with one of the parent's own seeds: number n
- * gives the n-th. Says nothing but its end; JOB_SCORE: completions are the caller's to set. */
+ * gives the n-th; numbers from STUDY_SEED_REJECTION on are rejection.h's. Says nothing but its end;
+ * JOB_SCORE: completions are the caller's to set. */
+#define STUDY_SEED_REJECTION ((uint64_t)1 << 63)
 struct job *study_job(const struct run *parent, enum job_kind, uint64_t n);
 
 /* Refuse given targets that no draw of σ could be: not a whole text, or φ = 0 by the potentials
