@@ -1,6 +1,6 @@
 /* Bytes to jobs: JSON request bodies, parsed and checked against the wire contract. Every refusal
- * names the field. Pure and reentrant; runs on the HTTP thread. jansson lives in this folder (and
- * config/) only. */
+ * names the field. Pure and reentrant; runs on the HTTP thread. jansson lives in this folder,
+ * in config/ and in core/safetensors.c only. */
 #pragma once
 #include <stdbool.h>
 #include <stddef.h>
