@@ -173,12 +173,18 @@ static void drop_cancelled(struct engine *e)
             end_spawned(e, e->running[i]);
 }
 
-/* Who is next: the first in line. A study that finds no place is passed by, as those that have one
- * wait for runs of theirs behind it. */
+/* Does it wait for a study to end? A study waits for runs of its own, which may be behind this one
+ * in line. */
+static bool waits_for_study(const struct run *r)
+{
+    return r->ops ? !run_fits(r) : run_waits_for_study(r);
+}
+
+/* Who is next: the first in line, but for those that are passed by. */
 static struct run **first_in_line(struct engine *e)
 {
     struct run **at = &e->waiting;
-    while (*at && (*at)->ops && !run_fits(*at))
+    while (*at && waits_for_study(*at))
         at = &(*at)->next;
     return at;
 }
@@ -287,6 +293,8 @@ static void publish(struct engine *e)
     for (int i = 0; i < e->n_running; i++)
         s->jobs_running += !e->running[i]->parent;
     s->particles = m->particles;
+    s->twists_loaded = machine_heads(m);
+    s->twist_bytes_used = m->head_bytes + m->learning_bytes;
     s->kv_pages_total = kv_pages_total(m->pool);
     s->kv_pages_used = kv_pages_total(m->pool) - kv_pages_free(m->pool);
     s->kv_pages_shared = kv_pages_shared(m->pool);
@@ -303,13 +311,15 @@ static void check_kv(const struct engine *e)
 {
     int n = 0, cap = 0;
     for (int i = 0; i < e->n_running; i++)
-        cap += e->running[i]->k + e->running[i]->n_branches + e->running[i]->job->n_potentials + 1;
+        cap += e->running[i]->k + e->running[i]->n_branches + e->running[i]->job->n_potentials + 2;
     const struct kv_seq **all = zeroed((size_t)cap, sizeof *all);
     for (int i = 0; i < e->n_running; i++) {
         const struct run *r = e->running[i];
         if (r->ops)
             continue;
         all[n++] = &r->root_kv;
+        if (r->condition.kv)
+            all[n++] = r->condition.kv;
         for (int k = 0; k < r->k; k++)
             all[n++] = &r->kv[k];
         for (int k = 0; k < r->n_branches; k++)
@@ -350,7 +360,7 @@ static bool idle(const struct engine *e)
         if (is_cancelled(e->running[i]) || !study_is_asleep(e->running[i]))
             return false;
     for (const struct run *r = e->waiting; r; r = r->next)
-        if (is_cancelled(r) || !r->ops || run_fits(r))
+        if (is_cancelled(r) || !waits_for_study(r))
             return false;
     return true;
 }
@@ -455,6 +465,17 @@ static void name_model(const struct engine *e, char *out, size_t size)
     out[len] = '\0';
 }
 
+static int name_twist_dir(struct engine *e, struct err *err)
+{
+    struct engine_info *info = &e->m.info;
+    const char *dir = e->opts.twist_dir ? e->opts.twist_dir : "";
+    if (strlen(dir) >= sizeof info->twist_dir)
+        return err_set(err, ERR_FILE, "%s: too long a path", dir);
+    snprintf(info->twist_dir, sizeof info->twist_dir, "%s", dir);
+    info->twist_bytes = e->opts.twist_bytes;
+    return 0;
+}
+
 static int open_file(struct engine *e, struct err *err)
 {
     struct engine_info *info = &e->m.info;
@@ -462,6 +483,8 @@ static int open_file(struct engine *e, struct err *err)
         model_config_read(&info->config, e->m.gguf, e->path, err) != 0)
         return -1;
     snprintf(info->path, sizeof info->path, "%s", e->path);
+    if (name_twist_dir(e, err) != 0)
+        return -1;
     name_model(e, info->model, sizeof info->model);
     return 0;
 }

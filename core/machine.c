@@ -60,10 +60,15 @@ static int open_scratch(struct machine *m, struct err *err)
         return -1;
     m->want = zeroed((size_t)rows, sizeof *m->want);
     m->collected = zeroed((size_t)rows, sizeof *m->collected);
+    m->hidden = zeroed((size_t)rows, sizeof *m->hidden);
     m->rows = zeroed((size_t)rows, sizeof *m->rows);
+    m->twists = zeroed((size_t)rows, sizeof *m->twists);
     m->draws = zeroed((size_t)draws, sizeof *m->draws);
     m->out = zeroed((size_t)draws, sizeof *m->out);
     m->slots = zeroed((size_t)rows, sizeof *m->slots);
+    m->copy_from = zeroed((size_t)draws, sizeof *m->copy_from);
+    m->copy_to = zeroed((size_t)draws, sizeof *m->copy_to);
+    m->copy_row = zeroed((size_t)draws, sizeof *m->copy_row);
     m->hidden_free = zeroed((size_t)m->max_particles, sizeof *m->hidden_free);
     for (int i = 0; i < m->max_particles; i++)
         m->hidden_free[i] = m->max_particles - 1 - i;
@@ -74,15 +79,15 @@ static int open_scratch(struct machine *m, struct err *err)
 static void say_plan(const struct machine *m, const struct engine_opts *opts)
 {
     const struct engine_info *i = &m->info;
-    const double mb = 1024 * 1024;
+    const double mb = 1024 * 1024, twists = *i->twist_dir ? (double)i->twist_bytes : 0;
     machine_log(opts, "model %s: %.1f M parameters, context %d, on %s", i->model,
                 (double)i->config.parameters / 1e6, i->context, i->device);
     machine_log(opts,
                 "memory planned: %.0f MiB = weights %.0f + KV cache %.0f (%d pages of %d tokens) + "
-                "activations %.0f + requests %d",
-                (double)i->memory.total / mb + 2 * JOB_MB, (double)i->memory.weights / mb,
-                (double)i->memory.kv / mb, i->n_pages, KV_PAGE, (double)i->memory.activations / mb,
-                2 * JOB_MB);
+                "activations %.0f + twists %.0f + requests %d",
+                ((double)i->memory.total + twists) / mb + 2 * JOB_MB,
+                (double)i->memory.weights / mb, (double)i->memory.kv / mb, i->n_pages, KV_PAGE,
+                (double)i->memory.activations / mb, twists / mb, 2 * JOB_MB);
 }
 
 int machine_open(struct machine *m, const struct engine_opts *opts, struct err *err)
@@ -106,7 +111,8 @@ int machine_open(struct machine *m, const struct engine_opts *opts, struct err *
     struct model_opts mo = {.max_rows = info->batch_rows,
                             .max_hidden = m->max_particles,
                             .n_pages = info->n_pages,
-                            .context = info->context};
+                            .context = info->context,
+                            .twists = *info->twist_dir};
     model_memory(&info->config, m->backend->act, m->gguf, &mo, &info->memory);
     say_plan(m, opts);
     if (model_open(&m->model, m->backend, m->gguf, &info->config, &mo, err) != 0 ||
@@ -126,6 +132,7 @@ void machine_close(struct machine *m)
 {
     if (m->priors)
         m->backend->ops->release(m->backend, m->priors);
+    machine_close_heads(m);
     model_close(m->model);
     kv_close(m->pool);
     tokenizer_close(m->tokenizer);
@@ -134,10 +141,15 @@ void machine_close(struct machine *m)
     batch_close(&m->batch);
     free(m->want);
     free(m->collected);
+    free(m->hidden);
     free(m->rows);
+    free(m->twists);
     free(m->draws);
     free(m->out);
     free(m->slots);
+    free(m->copy_from);
+    free(m->copy_to);
+    free(m->copy_row);
     free(m->hidden_free);
     buf_free(&m->text);
     buf_free(&m->bytes);

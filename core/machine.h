@@ -37,6 +37,9 @@ struct seq {
     int fan_out;      /* draws wanted of the row that predicts the first unknown token; 0: none */
     int particle;     /* whose random stream draws: particle .. particle+fan_out-1 */
     int32_t hidden;   /* kept row of the hidden store for the drawing row; -1: none */
+    void *state;      /* dev act (dim): gets the hidden state of the last token; NULL: not wanted */
+    double *log_psi;  /* (cap) of a scored text: log ψ of each own token, or NULL */
+    bool scored;      /* a given text of JOB_SCORE: its tokens want all that the proposal says */
     bool own_context; /* a judge's text: min_tokens does not apply */
     bool done;        /* owes nothing in the present phase */
     uint64_t in_step; /* the last step that computed rows of it */
@@ -80,7 +83,9 @@ struct machine {
     int kv_reserved;      /* pages promised to running jobs */
     size_t host_reserved; /* host memory promised to running jobs */
     int particles, max_particles;
-    int n_studies; /* running */
+    int n_studies;                     /* running */
+    struct loaded_head *heads;         /* heads.c */
+    size_t head_bytes, learning_bytes; /* twist memory that they have, and that learning has */
 
     /* the step being built; sized once */
     uint64_t step;
@@ -88,10 +93,16 @@ struct machine {
     struct want *want;           /* (batch.max_rows) parallel to batch.out_row */
     struct collected *collected; /* (batch.max_rows) */
     int n_collected;
-    struct propose_row *rows;   /* (max_rows) */
+    int32_t *hidden;            /* (max_rows) hidden rows that are asked something … */
+    struct propose_row *rows;   /* (max_rows) … what … */
+    struct model_twist *twists; /* (max_rows) … and by which twist */
     struct propose_draw *draws; /* (max_rows + max_particles) */
     struct propose_out *out;    /* (max_rows + max_particles) */
     int32_t *slots;             /* (max_rows) */
+    int32_t *copy_from; /* (max_rows + max_particles) hidden rows to be kept elsewhere … */
+    void **copy_to;     /* … in this memory … */
+    int32_t *copy_row;  /* … as this row of it */
+    int n_copies;
 
     struct buf text, bytes;    /* scratch */
     struct tokens tokens;      /* scratch */
@@ -112,6 +123,26 @@ void machine_log(const struct engine_opts *, const char *fmt, ...)
 
 /* The engine's thread is to look again at what it has to do. Any thread. */
 void engine_wake(struct engine *);
+/* Twist memory (heads.c): info.twist_bytes for loaded heads and for learning. Taking it for
+ * learning closes heads that nobody uses, if need be. False: it does not fit now. */
+bool machine_take_twist_bytes(struct machine *, size_t bytes);
+void machine_give_twist_bytes(struct machine *, size_t bytes);
+size_t machine_twist_bytes_free(const struct machine *); /* the most that could be taken now */
+
+/* A twist of this model by its name. Any thread. Errors have the param "twist.name". */
+int machine_find_twist(const struct machine *, const char *name, struct twist_file *out,
+                       struct err *err);
+
+/* The head of a file as machine_find_twist described it: shared, and loaded if it is not. To be
+ * taken only when it fits. ERR_INVALID: the file has been replaced by a twist of another shape. */
+int machine_take_head(struct machine *, const struct twist_file *, struct head **out,
+                      struct err *err);
+void machine_give_head(struct machine *, struct head *);
+/* Now, or `later`, when only learning still has what it has. */
+bool machine_head_fits(const struct machine *, const struct twist_file *, bool later);
+size_t machine_head_bytes(const struct machine *, const struct twist_spec *);
+int machine_heads(const struct machine *); /* how many are loaded */
+void machine_close_heads(struct machine *);
 
 /* Add up to budget rows that seq owes. Returns the number added; 0 when no pages are left for it.
  */

@@ -31,7 +31,10 @@ struct workspace {
     void *hidden;   /* act (H, dim) the hidden store */
     void *h_head;   /* act (M, dim) */
     float *logits;  /* (M, vocab) */
-    int32_t *index; /* (index_size) the batch's arrays */
+    float *log_psi; /* (M, vocab) of rows with a learned twist; nothing without opts.twists */
+    int32_t *pair; /* (3, M) rows of a conditional head's input: 0, 2, … | 1, 3, … | 0, 0, … */
+    int32_t *copy;                /* (2, H) the indices of model_copy_hidden */
+    int32_t *index;               /* (index_size) the batch's arrays */
     struct propose_out *draw_out; /* (H) */
     char *ask;                    /* (ask_size) draws, rows and hidden indices of model_propose */
     size_t bytes;
@@ -52,6 +55,7 @@ struct model {
     void *device;         /* what w points into */
     int32_t *index;       /* host (index_size): what is uploaded to w.index */
     char *ask;            /* host (ask_size) */
+    int32_t *copy;        /* host (2, H) */
     bool index_in_flight; /* the upload of `index` may not be done yet */
 };
 
@@ -111,6 +115,7 @@ static struct workspace workspace_at(uintptr_t base, const struct model_config *
     size_t chunk = (size_t)chunk_rows(c, o), dim = (size_t)c->dim, ffn = (size_t)c->ffn;
     int q_dim = c->n_heads * c->head_dim, qkv_dim = q_dim + 2 * c->n_kv_heads * c->head_dim;
     size_t h_dim = (size_t)max_int(c->dim, q_dim), wide = (size_t)max_int(qkv_dim, 2 * c->ffn);
+    size_t twisted = o->twists ? chunk : 0;
     struct workspace w;
     size_t used = 0;
     w.x = carve(base, &used, rows, dim, sizeof(float));
@@ -122,6 +127,9 @@ static struct workspace workspace_at(uintptr_t base, const struct model_config *
     w.hidden = carve(base, &used, kept, dim, act);
     w.h_head = carve(base, &used, chunk, dim, act);
     w.logits = carve(base, &used, chunk, (size_t)c->vocab, sizeof(float));
+    w.log_psi = carve(base, &used, twisted, (size_t)c->vocab, sizeof(float));
+    w.pair = carve(base, &used, 3, twisted, sizeof(int32_t));
+    w.copy = carve(base, &used, 2, kept, sizeof(int32_t));
     w.index = carve(base, &used, 1, index_size(o), sizeof(int32_t));
     w.draw_out = carve(base, &used, kept, 1, sizeof *w.draw_out);
     w.ask = carve(base, &used, 1, ask_size(o), 1);
@@ -270,18 +278,35 @@ static int open_rope(struct model *m, const struct gguf *g, struct err *err)
     return rc ? device_failed(m, err) : 0;
 }
 
+static int upload_pairs(struct model *m)
+{
+    const struct backend_ops *ops = m->b->ops;
+    size_t n = (size_t)m->chunk;
+    int32_t *pair = calloc(3 * n, sizeof *pair), first;
+    CHECK(pair && "out of memory");
+    for (int i = 0; i < m->chunk; i++) {
+        pair[i] = 2 * i;
+        pair[m->chunk + i] = 2 * i + 1;
+    }
+    int rc = ops->upload(m->b, m->w.pair, pair, 3 * n * sizeof *pair) ||
+             ops->download(m->b, &first, m->w.pair, sizeof first); /* until then `pair` is read */
+    free(pair);
+    return rc;
+}
+
 static int open_step_memory(struct model *m)
 {
     const struct backend_ops *ops = m->b->ops;
     size_t bytes = workspace_at(0, &m->c, &m->o, m->b->act).bytes;
     m->index = calloc(index_size(&m->o), sizeof *m->index);
     m->ask = calloc(1, ask_size(&m->o));
-    CHECK(m->index && m->ask && "out of memory");
+    m->copy = calloc(2 * (size_t)hidden_rows(&m->o), sizeof *m->copy);
+    CHECK(m->index && m->ask && m->copy && "out of memory");
     if (ops->kv_open(m->b, &m->kv, m->c.n_layers, m->o.n_pages, m->c.n_kv_heads, m->c.head_dim) ||
         ops->alloc(m->b, &m->device, bytes))
         return -1;
     m->w = workspace_at((uintptr_t)m->device, &m->c, &m->o, m->b->act);
-    return 0;
+    return m->o.twists ? upload_pairs(m) : 0;
 }
 
 int model_open(struct model **out, struct backend *b, const struct gguf *g,
@@ -336,6 +361,7 @@ void model_close(struct model *m)
     free(m->layers);
     free(m->index);
     free(m->ask);
+    free(m->copy);
     free(m);
 }
 
@@ -527,79 +553,139 @@ int model_forward(struct model *m, const struct batch *b, struct err *err)
     return forward(m, b) ? device_failed(m, err) : 0;
 }
 
-/* ---- head ---- */
+int model_copy_hidden(struct model *m, const int32_t *from, void *const *to, const int32_t *to_row,
+                      int n, struct err *err)
+{
+    const struct backend_ops *ops = m->b->ops;
+    int most = hidden_rows(&m->o);
+    size_t bytes = (size_t)m->c.dim * act_size(m->b->act);
+    CHECK(n > 0 && n <= most);
+    for (int i = 0; i < n; i++) {
+        CHECK(from[i] >= 0 && from[i] < most && to_row[i] >= 0);
+        m->copy[i] = from[i];
+        m->copy[n + i] = to_row[i];
+    }
+    int rc = ops->upload(m->b, m->w.copy, m->copy, 2 * (size_t)n * sizeof *m->copy);
+    for (int i = 0, next; i < n && rc == 0; i = next) {
+        for (next = i + 1; next < n && to[next] == to[i];)
+            next++;
+        rc = ops->copy_rows(m->b, to[i], m->w.copy + n + i, m->w.hidden, m->w.copy + i, next - i,
+                            bytes);
+    }
+    return rc ? device_failed(m, err) : 0;
+}
+
+/* ---- logits, twists and draws ---- */
+
+int model_chunk_rows(const struct model *m)
+{
+    return m->chunk;
+}
 
 /* The arrays of model_propose lie back to back in `ask`, in order of their alignment. */
-struct ask {
+struct staged {
     struct propose_draw *draws;
     struct propose_row *rows;
     int32_t *hidden;
 };
 
-static struct ask ask_at(char *base, int n_rows, int n_draws)
+static struct staged staged_at(char *base, const struct model_ask *ask)
 {
-    struct ask a;
-    a.draws = (void *)base;
-    a.rows = (void *)(a.draws + n_draws);
-    a.hidden = (void *)(a.rows + n_rows);
-    return a;
+    struct staged s;
+    s.draws = (void *)base;
+    s.rows = (void *)(s.draws + ask->n_draws);
+    s.hidden = (void *)(s.rows + ask->n_rows);
+    return s;
 }
 
-/* Rows first .. first + n of dev: their logits, and what is asked of them. */
-static int propose_chunk(struct model *m, const struct ask *dev, const struct prior *priors,
-                         int first, int n, int n_draws)
+static bool same_twist(const struct model_twist *a, const struct model_twist *b)
+{
+    return a->head == b->head && a->condition == b->condition;
+}
+
+/* log ψ of n rows of the chunk from `first` on, by one head. */
+static int twist_rows(struct model *m, const struct model_twist *t, int first, int n)
+{
+    const struct backend_ops *ops = m->b->ops;
+    size_t bytes = (size_t)m->c.dim * act_size(m->b->act);
+    void *in = head_input(t->head);
+    const char *h = (const char *)m->w.h_head + (size_t)first * bytes;
+    float *log_psi = m->w.log_psi + (size_t)first * (size_t)m->c.vocab;
+    const int32_t *even = m->w.pair, *odd = even + m->chunk, *zero = odd + m->chunk;
+    if (!head_spec(t->head)->conditional)
+        return ops->copy_rows(m->b, in, NULL, h, NULL, n, bytes) || head_apply(t->head, log_psi, n);
+    return ops->copy_rows(m->b, in, even, h, NULL, n, bytes) ||
+           ops->copy_rows(m->b, in, odd, t->condition, zero, n, bytes) ||
+           head_apply(t->head, log_psi, n);
+}
+
+static int twist_chunk(struct model *m, const struct model_twist *twist, int n)
+{
+    for (int i = 0, next; i < n; i = next) {
+        for (next = i + 1; next < n && same_twist(&twist[next], &twist[i]);)
+            next++;
+        if (twist[i].head && twist_rows(m, &twist[i], i, next - i))
+            return -1;
+    }
+    return 0;
+}
+
+/* Rows first .. first + n: their logits and twists, and what is asked of them. */
+static int propose_chunk(struct model *m, const struct model_ask *ask, const struct staged *dev,
+                         int first, int n)
 {
     const struct backend_ops *ops = m->b->ops;
     struct propose_args args = {
         .logits = m->w.logits,
+        .twist = m->w.log_psi,
         .vocab = m->c.vocab,
-        .priors = priors,
+        .priors = ask->priors,
         .rows = dev->rows + first,
         .draws = dev->draws,
         .out = m->w.draw_out,
-        .n_draws = n_draws,
+        .n_draws = ask->n_draws,
     };
     size_t row_bytes = (size_t)m->c.dim * act_size(m->b->act);
     return ops->copy_rows(m->b, m->w.h_head, NULL, m->w.hidden, dev->hidden + first, n,
                           row_bytes) ||
            ops->linear(m->b, m->w.logits, LINEAR_F32, m->w.h_head, m->head, n) ||
-           ops->propose(m->b, &args, n);
+           twist_chunk(m, ask->twist + first, n) || ops->propose(m->b, &args, n);
 }
 
-static int propose(struct model *m, const int32_t *hidden, const struct propose_row *rows,
-                   int n_rows, const struct propose_draw *draws, int n_draws,
-                   const struct prior *priors, struct propose_out *out)
+static int propose(struct model *m, const struct model_ask *ask, struct propose_out *out)
 {
     const struct backend_ops *ops = m->b->ops;
-    struct ask host = ask_at(m->ask, n_rows, n_draws), dev = ask_at(m->w.ask, n_rows, n_draws);
-    memcpy(host.draws, draws, (size_t)n_draws * sizeof *draws);
-    memcpy(host.rows, rows, (size_t)n_rows * sizeof *rows);
-    memcpy(host.hidden, hidden, (size_t)n_rows * sizeof *hidden);
-    size_t bytes = (size_t)((char *)(host.hidden + n_rows) - m->ask);
+    struct staged host = staged_at(m->ask, ask), dev = staged_at(m->w.ask, ask);
+    memcpy(host.draws, ask->draws, (size_t)ask->n_draws * sizeof *host.draws);
+    memcpy(host.rows, ask->rows, (size_t)ask->n_rows * sizeof *host.rows);
+    memcpy(host.hidden, ask->hidden, (size_t)ask->n_rows * sizeof *host.hidden);
+    for (int i = 0; i < ask->n_rows; i++)
+        host.rows[i].twist = ask->twist[i].head ? i % m->chunk : -1;
+    size_t bytes = (size_t)((char *)(host.hidden + ask->n_rows) - m->ask);
     if (ops->upload(m->b, m->w.ask, m->ask, bytes))
         return -1;
-    for (int i = 0; i < n_rows; i += m->chunk) {
-        int n = n_rows - i < m->chunk ? n_rows - i : m->chunk;
-        if (propose_chunk(m, &dev, priors, i, n, n_draws))
+    for (int i = 0; i < ask->n_rows; i += m->chunk) {
+        int n = ask->n_rows - i < m->chunk ? ask->n_rows - i : m->chunk;
+        if (propose_chunk(m, ask, &dev, i, n))
             return -1;
     }
-    if (ops->download(m->b, out, m->w.draw_out, (size_t)n_draws * sizeof *out))
+    if (ops->download(m->b, out, m->w.draw_out, (size_t)ask->n_draws * sizeof *out))
         return -1;
     m->index_in_flight = false; /* download waits for all that was queued */
     return 0;
 }
 
-int model_propose(struct model *m, const int32_t *hidden, const struct propose_row *rows,
-                  int n_rows, const struct propose_draw *draws, int n_draws,
-                  const struct prior *priors, struct propose_out *out, struct err *err)
+int model_propose(struct model *m, const struct model_ask *ask, struct propose_out *out,
+                  struct err *err)
 {
     int most = hidden_rows(&m->o);
-    CHECK(n_rows > 0 && n_rows <= most && n_draws > 0 && n_draws <= most);
-    for (int i = 0; i < n_rows; i++) {
-        CHECK(hidden[i] >= 0 && hidden[i] < most);
-        CHECK(rows[i].first_draw >= 0 && rows[i].first_draw + rows[i].n_draws <= n_draws);
+    CHECK(ask->n_rows > 0 && ask->n_rows <= most && ask->n_draws > 0 && ask->n_draws <= most);
+    for (int i = 0; i < ask->n_rows; i++) {
+        const struct propose_row *row = &ask->rows[i];
+        const struct model_twist *t = &ask->twist[i];
+        CHECK(ask->hidden[i] >= 0 && ask->hidden[i] < most);
+        CHECK(row->first_draw >= 0 && row->first_draw + row->n_draws <= ask->n_draws);
+        CHECK(!t->head || (m->o.twists && head_spec(t->head)->conditional == !!t->condition));
     }
-    if (propose(m, hidden, rows, n_rows, draws, n_draws, priors, out))
-        return device_failed(m, err);
-    return 0;
+    return propose(m, ask, out) ? device_failed(m, err) : 0;
 }

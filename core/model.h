@@ -2,12 +2,14 @@
  * backend's operations, and the GGUF loading for it. One thread: the engine's. All device memory is
  * taken in model_open. */
 #pragma once
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
 #include "../kernels/backend.h"
 #include "err.h"
 #include "gguf.h"
+#include "head.h"
 
 struct model_config {
     char name[128]; /* general.name, or the file's name without .gguf */
@@ -29,6 +31,7 @@ struct model_opts {
                      */
     int n_pages;    /* KV pages */
     int context;    /* longest sequence served; at most the model's */
+    bool twists;    /* learned twists may be used: their log ψ is planned for */
 };
 
 /* Bytes model_open will take from the device, itemised; nothing is allocated. The embedding table
@@ -74,10 +77,34 @@ void batch_reset(struct batch *); /* empty */
  * store until overwritten. Returns 0, or -1 when the device failed (ERR_INTERNAL). */
 int model_forward(struct model *, const struct batch *, struct err *err);
 
-/* Head and propose for rows of the hidden store; at most max_rows + max_hidden rows, and as many
- * draws. hidden, rows, draws and out are host memory; priors is dev. Runs in chunks of rows so that
- * the logits stay small; returns when out is filled. rows[i] belongs to hidden[i]; draws as
- * rows[].first_draw, n_draws say. */
-int model_propose(struct model *, const int32_t *hidden, const struct propose_row *rows, int n_rows,
-                  const struct propose_draw *draws, int n_draws, const struct prior *priors,
-                  struct propose_out *out, struct err *err);
+/* Copy rows of the hidden store, dim act each: row to_row[i] of the dev memory to[i] = hidden row
+ * from[i]. Host arrays of n <= max_rows + max_hidden, borrowed for the call; the copies of adjacent
+ * rows with equal `to` are one operation. Queued: to be followed by a model_propose before the next
+ * one. */
+int model_copy_hidden(struct model *, const int32_t *from, void *const *to, const int32_t *to_row,
+                      int n, struct err *err);
+
+/* The learned twist that a row is proposed by. */
+struct model_twist {
+    struct head *head;     /* NULL: none. Opened for model_chunk_rows */
+    const void *condition; /* dev act (dim): the hidden state of a conditional twist's condition */
+};
+
+/* What is asked of rows of the hidden store: at most max_rows + max_hidden rows, and as many draws.
+ * Host memory, but for the priors. */
+struct model_ask {
+    const int32_t *hidden;           /* (n_rows) */
+    const struct propose_row *rows;  /* (n_rows) rows[i] belongs to hidden[i]; .twist is ignored */
+    const struct model_twist *twist; /* (n_rows); one pass of a head serves adjacent equal ones */
+    int n_rows;
+    const struct propose_draw *draws; /* (n_draws), as rows[].first_draw, n_draws say */
+    int n_draws;
+    const struct prior *priors; /* dev */
+};
+
+/* Logits, twists, and propose, in chunks of rows so that the logits stay small. Returns when out
+ * (n_draws) is filled. */
+int model_propose(struct model *, const struct model_ask *, struct propose_out *out,
+                  struct err *err);
+
+int model_chunk_rows(const struct model *); /* rows of a chunk */

@@ -2,6 +2,7 @@
 #include "run.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -39,6 +40,65 @@ static int donor_length(struct run *r, const struct potential *p, struct err *er
     return rc == 0 ? ids.n : -1;
 }
 
+/* The named twist: there, of this model, and no larger than twist memory. */
+static int find_twist(struct run *r, struct err *err)
+{
+    const size_t mib = 1 << 20, most = r->m->info.twist_bytes;
+    if (machine_find_twist(r->m, r->job->twist.name, &r->twist, err) != 0)
+        return -1;
+    size_t bytes = machine_head_bytes(r->m, &r->twist.spec);
+    if (bytes <= most)
+        return 0;
+    return err_field(err, "twist.name",
+                     "needs %zu MiB of twist memory, the server has %zu (--twist-memory)",
+                     (bytes + mib - 1) / mib, most / mib);
+}
+
+/* The text of the only continuation potential; none: empty. */
+static struct ids only_continuation(const struct job *j)
+{
+    struct ids found = {0};
+    for (int i = 0; i < j->n_potentials; i++) {
+        if (j->potentials[i].type != POTENTIAL_CONTINUATION)
+            continue;
+        if (found.n)
+            return (struct ids){0};
+        found = j->potentials[i].continuation;
+    }
+    return found;
+}
+
+static int plan_condition(struct run *r, bool conditional, struct err *err)
+{
+    struct ids *condition = &r->job->twist.condition;
+    const char *param = "twist.condition";
+    if (!conditional)
+        return condition->n == 0 ? 0 : err_field(err, param, "this twist takes none");
+    if (condition->n == 0)
+        *condition = only_continuation(r->job);
+    if (condition->n == 0)
+        return err_field(err, param,
+                         "this twist needs one, or exactly one potential of type continuation");
+    if (condition->n > r->m->info.context)
+        return err_field(err, param, "%d tokens exceed the context of %d", condition->n,
+                         r->m->info.context);
+    return 0;
+}
+
+static int plan_twist(struct run *r, struct err *err)
+{
+    struct twist_choice *t = &r->job->twist;
+    r->ess_threshold = r->job->ess_threshold;
+    if (t->type != TWIST_LEARNED)
+        return 0;
+    if (!t->head && find_twist(r, err) != 0)
+        return -1;
+    const struct twist_spec *spec = t->head ? head_spec(t->head) : &r->twist.spec;
+    if (!spec->resample)
+        r->ess_threshold = 0;
+    return plan_condition(r, spec->conditional, err);
+}
+
 static int plan_branches(struct run *r, struct err *err)
 {
     const struct job *j = r->job;
@@ -71,7 +131,7 @@ static int plan_pages(struct run *r, struct err *err)
     int total = r->m->info.n_pages, root = r->n_prompt, branch = 0;
     for (int i = 0; i < r->lead; i++)
         root += j->segments[i].ids.n;
-    r->root_pages = kv_pages_for(root);
+    r->root_pages = kv_pages_for(root) + kv_pages_for(j->twist.condition.n);
     for (int i = 0; i < j->n_potentials; i++)
         r->root_pages += kv_pages_for(r->donor_len[i]);
     r->particle_pages = kv_pages_for(r->n_prompt + r->cap) - r->n_prompt / KV_PAGE + 1;
@@ -87,16 +147,22 @@ static int plan_pages(struct run *r, struct err *err)
                          least, KV_PAGE, total);
     r->quota = all < share ? (int)all : share;
     r->cohort_size = r->k;
-    if (r->quota < all && !r->coupled)
+    if (r->quota < all && !r->coupled && !r->trace) /* a trace tells of the whole population */
         r->cohort_size = (r->quota - r->root_pages) / r->particle_pages;
     return 0;
+}
+
+static bool scores_log_psi(const struct job *j)
+{
+    return j->kind == JOB_SCORE && j->twist.type == TWIST_LEARNED;
 }
 
 /* Host memory: tokens, their log p, page tables, holes, and scratch, by population and branches. */
 static int plan_host(struct run *r, struct err *err)
 {
     const struct job *j = r->job;
-    size_t per_token = sizeof(int32_t) + (j->logprobs || j->per_token ? sizeof(double) : 0);
+    size_t per_token = sizeof(int32_t) + (j->logprobs || j->per_token ? sizeof(double) : 0) +
+                       (scores_log_psi(j) ? sizeof(double) : 0);
     size_t particle = sizeof(struct particle) + sizeof(struct kv_seq) + 256 +
                       (size_t)r->cap * per_token + 2 * sizeof(int) * (size_t)(r->n_holes + 1) +
                       sizeof(int32_t) * (size_t)kv_pages_for(r->n_prompt + r->cap);
@@ -117,7 +183,9 @@ static bool is_coupled(const struct run *r)
     const struct job *j = r->job;
     if (j->kind == JOB_SCORE)
         return false;
-    if (j->twist.type != TWIST_NONE || j->ess_threshold >= 1)
+    if (j->twist.type == TWIST_LEARNED && r->ess_threshold == 0)
+        return false;
+    if (j->twist.type != TWIST_NONE || r->ess_threshold >= 1)
         return true;
     for (int i = r->lead; i < j->n_segments; i++)
         if (j->segments[i].type == SEGMENT_OBSERVE)
@@ -135,8 +203,11 @@ static int plan(struct run *r, struct err *err)
         r->lead++;
     for (int i = 0; i < j->n_segments; i++)
         r->n_holes += j->segments[i].type == SEGMENT_SAMPLE;
+    if (plan_twist(r, err) != 0)
+        return -1;
     r->coupled = is_coupled(r);
-    r->adapted = j->kind == JOB_SAMPLE && j->twist.type == TWIST_FACTOR && !j->base_proposal;
+    r->adapted = r->coupled && !j->base_proposal &&
+                 (j->twist.type == TWIST_FACTOR || j->twist.type == TWIST_LEARNED);
     if (r->n_prompt + r->cap > r->m->info.context)
         return err_field(err, j->kind == JOB_SAMPLE ? "max_tokens" : "completions",
                          "the prompt's %d tokens and %d more exceed the context of %d", r->n_prompt,
@@ -163,6 +234,7 @@ int run_open(struct run **out, struct machine *m, struct job *job, struct sink s
     r->ops = study_ops_of(job->kind);
     if ((r->ops ? study_plan(r, err) : plan(r, err)) != 0)
         return -1;
+    CHECK(!trace || (trace->k == r->k && trace->t_max >= r->cap && r->n_holes <= 1));
     *out = r;
     return 0;
 }
@@ -178,6 +250,17 @@ static int free_prior(const struct machine *m)
     return -1;
 }
 
+/* Is there a learned twist for this run to take? */
+static bool takes_head(const struct run *r)
+{
+    return !r->ops && r->job->twist.type == TWIST_LEARNED && !r->job->twist.head;
+}
+
+bool run_waits_for_study(const struct run *r)
+{
+    return takes_head(r) && !machine_head_fits(r->m, &r->twist, true);
+}
+
 bool run_fits(const struct run *r)
 {
     const struct machine *m = r->m;
@@ -185,7 +268,8 @@ bool run_fits(const struct run *r)
         return m->n_studies < MAX_STUDIES;
     return m->kv_reserved + r->quota <= m->info.n_pages &&
            m->host_reserved + r->host_bytes <= JOB_BYTES &&
-           m->particles + r->k <= m->max_particles && free_prior(m) >= 0;
+           m->particles + r->k <= m->max_particles && free_prior(m) >= 0 &&
+           (!takes_head(r) || machine_head_fits(m, &r->twist, false));
 }
 
 static void seq_init(struct run *r, struct seq *s, struct kv_seq *kv, int n_pages, int cap,
@@ -225,10 +309,14 @@ static void allocate(struct run *r)
     for (int i = 0; i < k; i++) {
         seq_init(r, &r->p[i].seq, &r->kv[i], n_pages, r->cap, logp);
         r->p[i].seq.particle = i;
+        r->p[i].seq.scored = j->kind == JOB_SCORE;
+        if (scores_log_psi(j))
+            r->p[i].seq.log_psi = ARENA_NEW(a, double, r->cap);
         if (r->adapted)
             r->p[i].seq.hidden = r->m->hidden_free[--r->m->n_hidden_free];
     }
-    smc_init(&r->pop, a, k, j->scheme, j->ess_threshold, j->seed);
+    smc_init(&r->pop, a, k, j->scheme, r->ess_threshold, j->seed);
+    r->pop.pinned = j->pinned;
     r->span = arena_alloc(a, sizeof *r->span * (size_t)k * (size_t)(r->n_holes + 1));
     r->active_at = ARENA_NEW(a, int, r->cap + 2);
     int n_work = (k > r->n_branches ? k : r->n_branches) + 1;
@@ -333,6 +421,37 @@ static int upload_prior(struct run *r)
     return rc;
 }
 
+/* The condition is a text of its own, from position 0 on. */
+static int open_condition(struct run *r)
+{
+    struct backend *b = r->m->backend;
+    const struct ids *ids = &r->job->twist.condition;
+    seq_init(r, &r->condition, &r->condition_kv, kv_pages_for(ids->n), 0, false);
+    r->condition.head = ids->id;
+    r->condition.n_head = ids->n;
+    r->condition.state = r->trace ? r->trace->condition : NULL;
+    if (r->condition.state)
+        return 0;
+    size_t bytes = (size_t)r->m->info.config.dim * act_size(b->act);
+    if (b->ops->alloc(b, &r->condition_memory, bytes) != 0)
+        return -1;
+    r->condition.state = r->condition_memory;
+    return 0;
+}
+
+static int open_twist(struct run *r, struct err *err)
+{
+    if (takes_head(r)) {
+        if (machine_take_head(r->m, &r->twist, &r->head, err) != 0)
+            return -1;
+        r->job->twist.head = r->head;
+    }
+    bool conditional = r->job->twist.head && head_spec(r->job->twist.head)->conditional;
+    if (conditional && open_condition(r) != 0)
+        return err_set(err, ERR_INTERNAL, "%s", r->m->backend->why);
+    return 0;
+}
+
 int run_admit(struct run *r, struct err *err)
 {
     struct machine *m = r->m;
@@ -347,6 +466,8 @@ int run_admit(struct run *r, struct err *err)
     r->account.limit = r->quota;
     allocate(r);
     m->stats.prompt_tokens += (uint64_t)r->n_prompt;
+    if (open_twist(r, err) != 0)
+        return -1;
     if (upload_prior(r) != 0)
         return err_set(err, ERR_INTERNAL, "%s", m->backend->why);
     r->phase = RUN_ROOT;
@@ -367,6 +488,11 @@ static void release(struct run *r)
         if (r->job->potentials[i].type == POTENTIAL_JUDGE)
             kv_truncate(m->pool, &r->phi.donor[i].kv, 0);
     kv_truncate(m->pool, &r->root_kv, 0);
+    if (r->condition.kv)
+        kv_truncate(m->pool, r->condition.kv, 0);
+    if (r->head)
+        machine_give_head(m, r->head);
+    m->backend->ops->release(m->backend, r->condition_memory);
     m->backend->ops->release(m->backend, r->prior_memory);
     m->prior_used[r->prior_slot] = false;
     m->kv_reserved -= r->quota;

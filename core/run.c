@@ -25,6 +25,7 @@ static void copy_lineage(struct run *r, int i, int a)
         memcpy(s.logp, from->seq.logp, (size_t)s.n_own * sizeof *s.logp);
     *to = *from;
     to->seq = s;
+    run_trace_lineage(r, i, a);
     memcpy(r->span[i * r->n_holes], r->span[a * r->n_holes], (size_t)r->n_holes * sizeof *r->span);
 }
 
@@ -191,16 +192,28 @@ static int next_segment(struct run *r, struct err *err)
 
 /* ---- the root ---- */
 
+/* The hidden state of a conditional twist's condition, which everything that draws needs. */
+static void ask_condition(struct run *r)
+{
+    work_reset(r);
+    owe(r, &r->condition, seq_len(&r->condition), 0);
+}
+
 /* Put the segments before the first hole into the root, one observed text at a time. */
 static void root_advance(struct run *r)
 {
+    if (r->condition.state && r->condition.target == 0) {
+        ask_condition(r);
+        return;
+    }
+    if (r->condition.state)
+        kv_truncate(r->m->pool, r->condition.kv, 0);
     struct seq *s = &r->root;
     const struct job *j = r->job;
     r->root_log_obs += s->logp_sum;
     s->logp_sum = 0;
     s->logp_from = INT_MAX;
     work_reset(r);
-    r->phase = RUN_ROOT;
     while (r->segment < r->lead) {
         const struct segment *g = &j->segments[r->segment++];
         int before = seq_len(s);
@@ -306,6 +319,28 @@ static void end_hole(struct run *r, int i, bool stopped)
     span[1] = p->seq.n_own;
 }
 
+double run_calibration(const struct run *r, int t)
+{
+    const struct twist_spec *s = head_spec(r->job->twist.head);
+    return s->calibration ? s->calibration[(t < s->max_tokens ? t : s->max_tokens) - 1] : 0;
+}
+
+/* log ψ of the text with the token drawn. A learned twist says it of the whole text, factors of the
+ * token alone. */
+static double next_twist(const struct run *r, const struct particle *p)
+{
+    switch (r->job->twist.type) {
+    case TWIST_FACTOR:
+        return p->twist + p->drawn.log_psi;
+    case TWIST_LEARNED:
+        return p->drawn.log_psi + run_calibration(r, r->t + 1);
+    case TWIST_NONE:
+    case TWIST_POTENTIAL:
+        break;
+    }
+    return p->twist;
+}
+
 /* The particle takes the token it drew. */
 static void commit(struct run *r, int i)
 {
@@ -313,7 +348,7 @@ static void commit(struct run *r, int i)
     const struct segment *g = &r->job->segments[r->segment];
     const struct propose_out *o = &p->drawn;
     if (o->token >= 0)
-        p->twist += r->job->twist.type == TWIST_FACTOR ? o->log_psi : 0;
+        p->twist = next_twist(r, p);
     smc_extend(&r->pop, i, o->token < 0 ? -INFINITY : o->log_p0, o->token < 0 ? 0 : o->log_q,
                p->log_obs + p->twist);
     if (r->pop.status[i] == PARTICLE_DEAD) {
@@ -331,6 +366,7 @@ static void commit(struct run *r, int i)
         end_hole(r, i, true);
     else if (r->t + 1 == g->max_tokens)
         end_hole(r, i, false);
+    run_trace_token(r, i);
 }
 
 /* After resampling before the draw: children in new slots draw from their parents' rows, by their
@@ -358,11 +394,20 @@ static int draw_again(struct run *r, struct err *err)
     return 0;
 }
 
+/* log Σ_v p0 ψ of a live particle's next token, ψ absolute. */
+static double next_lambda(const struct run *r, int i)
+{
+    const struct particle *p = &r->p[i];
+    if (r->job->twist.type == TWIST_LEARNED)
+        return p->log_obs + p->drawn.lambda + run_calibration(r, r->t + 1);
+    return r->pop.lpsi[i] + p->drawn.lambda;
+}
+
 static int resample_before_draw(struct run *r, struct smc_stats *stats, struct err *err)
 {
     for (int i = 0; i < r->k; i++)
         if (r->pop.status[i] == PARTICLE_LIVE)
-            r->pop.lambda[i] = r->pop.lpsi[i] + r->p[i].drawn.lambda;
+            r->pop.lambda[i] = next_lambda(r, i);
     bool all_equal = r->n_steps == 1; /* one and the same text in every slot */
     if (weigh(r, SMC_BY_LAMBDA, !all_equal, stats, err) != 0)
         return -1;
@@ -419,6 +464,7 @@ static int draw_advance(struct run *r, struct err *err)
         if (r->p[i].drew)
             commit(r, i);
     }
+    run_trace_cloud(r);
     if (!twist_due(r))
         return end_step(r, r->adapted ? &before : NULL, err);
     phi_items_of_population(r, true);
@@ -486,6 +532,7 @@ static void finish_samples(struct run *r)
     }
     double ess, log_z = smc_finish(&r->pop, r->log_phi, r->log_w, r->weight, &ess);
     r->m->stats.extinctions += log_z == -INFINITY;
+    run_trace_end(r);
     for (;
          r->n_steps < r->max_steps && r->job->ev_step;) { /* an earlier cohort went on for longer */
         r->n_steps++;

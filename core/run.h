@@ -87,9 +87,11 @@ struct run {
     int lead;          /* segments before the first hole */
     int n_holes;
     int n_branches, branch_cap;
-    int *donor_len; /* (n_potentials) */
-    bool adapted;   /* the weight is known before the draw: resample first */
-    bool coupled;   /* intermediate weights: the population steps as one */
+    int *donor_len;          /* (n_potentials) */
+    bool adapted;            /* the weight is known before the draw: resample first */
+    bool coupled;            /* intermediate weights: the population steps as one */
+    double ess_threshold;    /* the job's, or 0 where a learned twist must not be resampled on */
+    struct twist_file twist; /* a learned twist that is named, as its file was at submission */
     int root_pages, particle_pages, quota;
     size_t host_bytes; /* of its arena while it runs, about */
 
@@ -102,6 +104,10 @@ struct run {
     int32_t prior_slot;
     void *prior_memory; /* dev */
     struct prior prior;
+    struct head *head;    /* taken; NULL: none, or the job's own */
+    struct seq condition; /* of a conditional twist: .state is not NULL */
+    struct kv_seq condition_kv;
+    void *condition_memory; /* dev act (dim); NULL: none, or the trace's */
     struct seq root;
     struct kv_seq root_kv;
     double root_log_obs;
@@ -137,7 +143,8 @@ int run_open(struct run **out, struct machine *, struct job *take, struct sink, 
              struct err *err);
 void run_close(struct run *); /* frees the job too; releases all it holds; calls sink.closed */
 
-bool run_fits(const struct run *);            /* now: pages, particles, slots */
+bool run_fits(const struct run *);            /* now: pages, particles, slots, twist memory */
+bool run_waits_for_study(const struct run *); /* for twist memory that a study has taken */
 int run_admit(struct run *, struct err *err); /* take them and begin */
 int run_collect(struct run *, int budget);    /* rows it adds to the step */
 bool run_drop_cache(struct run *,
@@ -156,6 +163,9 @@ void run_fail(struct run *, const struct err *); /* error event, and the end, if
 /* The text of own tokens [from, to), appended to out. Uses the machine's `bytes` scratch. */
 void run_text(struct run *, const struct particle *, int from, int to, struct buf *out);
 
+/* c_t of a learned twist, t = 1.. tokens into the hole: log ψ_t = what its head says + c_t. */
+double run_calibration(const struct run *, int t);
+
 static inline int judge_longest_answer(const struct potential *p)
 {
     int n = 0;
@@ -172,4 +182,13 @@ int phi_advance(struct run *, struct err *err);
 void phi_items_of_population(struct run *, bool drew_only);
 
 /* score.c */
+void score_token(struct run *, struct seq *, int t, const struct propose_out *); /* own token t */
 void score_finish(struct run *); /* JOB_SCORE: all is known; says it, and ends */
+
+/* trace.c: into the run's trace, if it has one */
+void run_trace_token(struct run *, int i);             /* particle i has taken a token */
+void run_trace_lineage(struct run *, int i, int from); /* slot i takes over a lineage */
+void run_trace_cloud(struct run *);                    /* all have */
+void run_trace_end(struct run *);                      /* log_w and log_phi are known */
+void run_trace_score(struct run *, const struct seq *, int t, const struct propose_out *);
+void run_trace_scores(struct run *); /* phi.item has φ of all texts */

@@ -22,6 +22,11 @@ static bool wants_draw(const struct seq *s, int pos)
     return s->fan_out > 0 && pos == seq_len(s) - 1;
 }
 
+static bool wants_state(const struct seq *s, int pos)
+{
+    return s->state && pos == seq_len(s) - 1;
+}
+
 static void add_row(struct machine *m, struct run *run, struct seq *s, int pos, int32_t slot)
 {
     struct batch *b = &m->batch;
@@ -31,7 +36,7 @@ static void add_row(struct machine *m, struct run *run, struct seq *s, int pos, 
     b->slot[i] = slot;
     b->seq[i] = b->n_seq;
     bool draw = wants_draw(s, pos);
-    if (!draw && !wants_log_p(s, pos))
+    if (!draw && !wants_log_p(s, pos) && !wants_state(s, pos))
         return;
     int o = b->n_out++;
     b->out_row[o] = i;
@@ -70,18 +75,82 @@ static bool bans_eos(const struct run *run, const struct seq *s, int pos)
     return run->job->ignore_eos || (!s->own_context && pos - run->n_prompt < run->job->min_tokens);
 }
 
+/* ---- hidden states that outlive the step ---- */
+
+static void copy_hidden(struct machine *m, int32_t hidden, void *to, int row)
+{
+    int i = m->n_copies++;
+    m->copy_from[i] = hidden;
+    m->copy_to[i] = to;
+    m->copy_row[i] = row;
+}
+
+/* The row that predicts token t of the text of particle i. */
+static void trace_hidden(struct machine *m, const struct run *run, int32_t hidden, int t, int i)
+{
+    if (run->trace)
+        copy_hidden(m, hidden, run->trace->hidden, t * run->k + i);
+}
+
+static int run_copies(struct machine *m, struct err *err)
+{
+    int n = m->n_copies;
+    m->n_copies = 0;
+    return n ? model_copy_hidden(m->model, m->copy_from, m->copy_to, m->copy_row, n, err) : 0;
+}
+
+static int keep_hidden(struct machine *m, struct err *err)
+{
+    const struct batch *b = &m->batch;
+    for (int o = 0; o < b->n_out; o++) {
+        const struct want *w = &m->want[o];
+        const struct seq *s = w->seq;
+        if (wants_state(s, w->pos))
+            copy_hidden(m, b->out_hidden[o], s->state, 0);
+        else if (wants_draw(s, w->pos))
+            for (int i = 0; i < s->fan_out; i++)
+                trace_hidden(m, w->run, b->out_hidden[o], w->run->t, s->particle + i);
+        else if (s->scored)
+            trace_hidden(m, w->run, b->out_hidden[o], w->pos + 1 - s->n_head, s->particle);
+    }
+    return run_copies(m, err);
+}
+
+/* ---- asking ---- */
+
+static struct model_twist twist_of(const struct run *run)
+{
+    return (struct model_twist){run->job->twist.head, run->condition.state};
+}
+
+static int32_t pinned_token(const struct run *run, int particle)
+{
+    const struct ids *text = run->job->pinned;
+    if (!text || particle != 0)
+        return -1;
+    CHECK(run->t < text->n);
+    return text->id[run->t];
+}
+
+static struct propose_draw draw_of(const struct run *run, int particle, int32_t forced)
+{
+    return (struct propose_draw){
+        .seed = run->job->seed,
+        .step = (uint32_t)(run->clock_base + run->t),
+        .particle = (uint32_t)particle,
+        .forced = forced,
+    };
+}
+
 static int add_draws(struct machine *m, int n, const struct run *run, const struct seq *s, int pos)
 {
-    int32_t forced = pos + 1 < seq_len(s) ? seq_token(s, pos + 1) : -1;
-    int count = forced >= 0 ? 1 : s->fan_out;
-    for (int i = 0; i < count; i++)
-        m->draws[n + i] = (struct propose_draw){
-            .seed = run->job->seed,
-            .step = (uint32_t)(run->clock_base + run->t),
-            .particle = (uint32_t)(s->particle + i),
-            .forced = forced,
-        };
-    return count;
+    if (!wants_draw(s, pos)) {
+        m->draws[n] = draw_of(run, s->particle, seq_token(s, pos + 1));
+        return 1;
+    }
+    for (int i = 0; i < s->fan_out; i++)
+        m->draws[n + i] = draw_of(run, s->particle + i, pinned_token(run, s->particle + i));
+    return s->fan_out;
 }
 
 static void deliver(struct machine *m, const struct want *w, const struct propose_out *out)
@@ -95,6 +164,8 @@ static void deliver(struct machine *m, const struct want *w, const struct propos
         s->logp_from = next + 1;
         if (s->logp && next >= s->n_head)
             s->logp[next - s->n_head] = out->log_p0;
+        if (s->scored)
+            score_token(run, s, next - s->n_head, out);
         m->stats.forced_tokens++;
         return;
     }
@@ -108,24 +179,36 @@ static void deliver(struct machine *m, const struct want *w, const struct propos
 static int propose(struct machine *m, struct err *err)
 {
     const struct batch *b = &m->batch;
-    int n_draws = 0;
-    for (int i = 0; i < b->n_out; i++) {
-        const struct want *w = &m->want[i];
+    struct model_ask ask = {
+        .hidden = m->hidden,
+        .rows = m->rows,
+        .twist = m->twists,
+        .draws = m->draws,
+        .priors = m->priors,
+    };
+    for (int o = 0; o < b->n_out; o++) {
+        const struct want *w = &m->want[o];
+        if (wants_state(w->seq, w->pos))
+            continue;
+        int i = ask.n_rows++;
+        m->want[i] = *w; /* those that ask nothing drop out */
+        m->hidden[i] = b->out_hidden[o];
+        /* log p of texts is the prior's alone; draws and scored tokens are the proposal's */
+        bool proposed = w->seq->scored || wants_draw(w->seq, w->pos);
+        m->twists[i] = proposed ? twist_of(w->run) : (struct model_twist){0};
         m->rows[i] = (struct propose_row){
             .prior = w->run->prior_slot,
-            .twist = -1,
             .ban_eos = bans_eos(w->run, w->seq, w->pos + 1),
-            .first_draw = n_draws,
+            .first_draw = ask.n_draws,
         };
-        m->rows[i].n_draws = add_draws(m, n_draws, w->run, w->seq, w->pos);
-        n_draws += m->rows[i].n_draws;
+        m->rows[i].n_draws = add_draws(m, ask.n_draws, w->run, w->seq, w->pos);
+        ask.n_draws += m->rows[i].n_draws;
     }
-    if (n_draws == 0)
+    if (ask.n_rows == 0)
         return 0;
-    if (model_propose(m->model, b->out_hidden, m->rows, b->n_out, m->draws, n_draws, m->priors,
-                      m->out, err) != 0)
+    if (model_propose(m->model, &ask, m->out, err) != 0)
         return -1;
-    for (int i = 0; i < b->n_out; i++)
+    for (int i = 0; i < ask.n_rows; i++)
         deliver(m, &m->want[i], m->out + m->rows[i].first_draw);
     return 0;
 }
@@ -145,7 +228,8 @@ int step_run(struct machine *m, struct err *err)
     if (m->batch.n == 0)
         return 0;
     count_rows(&m->stats, m->batch.n);
-    if (model_forward(m->model, &m->batch, err) != 0 || propose(m, err) != 0)
+    if (model_forward(m->model, &m->batch, err) != 0 || keep_hidden(m, err) != 0 ||
+        propose(m, err) != 0)
         return -1;
     for (int i = 0; i < m->n_collected; i++) {
         struct collected *c = &m->collected[i];
@@ -158,26 +242,30 @@ int step_run(struct machine *m, struct err *err)
 int step_redraw(struct machine *m, struct run *run, const struct seq *const *parent,
                 const int *particle, int n, struct err *err)
 {
-    int n_rows = 0;
-    int32_t *hidden = m->slots;
+    struct model_ask ask = {
+        .hidden = m->hidden,
+        .rows = m->rows,
+        .twist = m->twists,
+        .draws = m->draws,
+        .n_draws = n,
+        .priors = m->priors,
+    };
     for (int i = 0; i < n; i++) {
-        if (n_rows == 0 || parent[i] != parent[i - 1]) {
-            CHECK(n_rows < m->batch.max_rows && parent[i]->hidden >= 0);
-            hidden[n_rows] = m->batch.max_rows + parent[i]->hidden;
-            m->rows[n_rows++] = (struct propose_row){
+        const struct seq *s = parent[i];
+        int32_t hidden = m->batch.max_rows + s->hidden;
+        if (i == 0 || s != parent[i - 1]) {
+            CHECK(ask.n_rows < m->batch.max_rows && s->hidden >= 0);
+            m->hidden[ask.n_rows] = hidden;
+            m->twists[ask.n_rows] = twist_of(run);
+            m->rows[ask.n_rows++] = (struct propose_row){
                 .prior = run->prior_slot,
-                .twist = -1,
-                .ban_eos = bans_eos(run, parent[i], seq_len(parent[i])),
+                .ban_eos = bans_eos(run, s, seq_len(s)),
                 .first_draw = i,
             };
         }
-        m->rows[n_rows - 1].n_draws++;
-        m->draws[i] = (struct propose_draw){
-            .seed = run->job->seed,
-            .step = (uint32_t)(run->clock_base + run->t),
-            .particle = (uint32_t)particle[i],
-            .forced = -1,
-        };
+        m->rows[ask.n_rows - 1].n_draws++;
+        m->draws[i] = draw_of(run, particle[i], -1);
+        trace_hidden(m, run, hidden, run->t, particle[i]);
     }
-    return model_propose(m->model, hidden, m->rows, n_rows, m->draws, n, m->priors, m->out, err);
+    return run_copies(m, err) != 0 ? -1 : model_propose(m->model, &ask, m->out, err);
 }

@@ -38,7 +38,7 @@ static inline void run_open(struct run *r, const struct gguf *g, const char *dty
     if (backend_open(&r->b, &backend, err.msg, sizeof err.msg) != 0)
         run_must(-1, &err);
     int context = r->c.context < 8192 ? r->c.context : 8192;
-    struct model_opts opts = {max_rows, max_hidden, n_pages, context};
+    struct model_opts opts = {max_rows, max_hidden, n_pages, context, false};
     run_must(model_open(&r->m, r->b, g, &r->c, &opts, &err), &err);
     run_must(kv_open(&r->pool, n_pages, &err), &err);
     run_must(batch_open(&r->batch, max_rows, n_pages, &err), &err);
@@ -121,17 +121,19 @@ static inline void run_propose(struct run *r, int prior, int hidden, int n, int 
     int32_t *index = calloc((size_t)n, sizeof *index);
     struct propose_row *rows = calloc((size_t)n, sizeof *rows);
     struct propose_draw *asked = calloc((size_t)(n * draws), sizeof *asked);
-    CHECK(index && rows && asked);
+    struct model_twist *twist = calloc((size_t)n, sizeof *twist); /* none */
+    CHECK(index && rows && asked && twist);
     for (int i = 0; i < n; i++) {
         index[i] = hidden + i;
-        rows[i] = (struct propose_row){
-            .prior = prior, .twist = -1, .first_draw = i * draws, .n_draws = draws};
+        rows[i] = (struct propose_row){.prior = prior, .first_draw = i * draws, .n_draws = draws};
     }
     for (int i = 0; i < n * draws; i++)
         asked[i] = (struct propose_draw){
             .seed = 1, .particle = (uint32_t)(i % draws), .forced = ids ? ids[i] : -1};
-    run_must(model_propose(r->m, index, rows, n, asked, n * draws, r->priors, out, &err), &err);
+    struct model_ask ask = {index, rows, twist, n, asked, n * draws, r->priors};
+    run_must(model_propose(r->m, &ask, out, &err), &err);
     free(index);
     free(rows);
     free(asked);
+    free(twist);
 }

@@ -547,7 +547,7 @@ static void test_bad_rope_factors(void)
     run_must(model_config_read(&r.c, g, "x", &err), &err);
     struct backend_opts backend = {.kind = "cpu", .dtype = "f32", .threads = 1};
     CHECK(backend_open(&r.b, &backend, err.msg, sizeof err.msg) == 0);
-    struct model_opts opts = {8, 8, 8, CONTEXT};
+    struct model_opts opts = {8, 8, 8, CONTEXT, false};
     EXPECT_INT(model_open(&r.m, r.b, g, &r.c, &opts, &err), -1);
     EXPECT_STR(err.msg, "tensor rope_freqs.weight holds 0");
     EXPECT(r.m == NULL);
