@@ -273,6 +273,7 @@ static void find_eos(struct tokenizer *t, const int32_t ids[N_ID_KEYS])
     for (int i = 0; i < t->n_special; i++)
         if (t->special[i]->type == TOKEN_CONTROL && is_eos_text(t->special[i]))
             add_eos(t, (int32_t)(t->special[i] - t->piece));
+    t->eos_id = ids[KEY_EOS] >= 0 ? ids[KEY_EOS] : t->n_eos ? t->eos[0] : -1;
 }
 
 static int read_kind(struct tokenizer *t, const struct gguf *g, struct err *err)
@@ -463,6 +464,11 @@ int tokenizer_eos(const struct tokenizer *t, const int32_t **ids)
 {
     *ids = t->eos;
     return t->n_eos;
+}
+
+int32_t tokenizer_eos_id(const struct tokenizer *t)
+{
+    return t->eos_id;
 }
 
 bool tokenizer_is_eos(const struct tokenizer *t, int32_t id)

@@ -51,4 +51,6 @@ bool tokenizer_adds_bos(const struct tokenizer *); /* does TOKENIZE_START add it
  * known to be one
  * (<|im_end|>, <|eot_id|>, <|endoftext|>, </s> … as control tokens). Ascending, distinct. */
 int tokenizer_eos(const struct tokenizer *, const int32_t **ids);
+/* The one of them that the metadata calls EOS, else the least; -1: none. */
+int32_t tokenizer_eos_id(const struct tokenizer *);
 bool tokenizer_is_eos(const struct tokenizer *, int32_t id);

@@ -51,7 +51,7 @@ struct tokenizer {
     int n_special;
     bool special_begins[256]; /* first bytes of theirs */
 
-    int32_t bos, eos[MAX_EOS];
+    int32_t bos, eos_id, eos[MAX_EOS];
     int n_eos;
     bool adds_bos, adds_space;
 

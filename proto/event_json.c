@@ -7,7 +7,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "../core/utf8.h"
 #include "json_write.h"
 
 /* ---- the members of each event, without its braces ---- */
@@ -86,16 +85,73 @@ static void usage_member(struct json *w, const struct event *e)
     json_close(w, '}');
 }
 
-static void done_members(struct json *w, const struct event *e)
+static void timings_member(struct json *w, const struct event *e)
 {
-    json_real_member(w, "log_z", e->done.log_z);
-    json_real_member(w, "ess", e->done.ess);
-    usage_member(w, e);
     json_open(w, "timings", '{');
     json_real_member(w, "queue_seconds", e->done.queue_seconds);
     json_real_member(w, "prompt_seconds", e->done.prompt_seconds);
     json_real_member(w, "sample_seconds", e->done.sample_seconds);
     json_close(w, '}');
+}
+
+static void bound_members(struct json *w, const struct event *e)
+{
+    json_string_member(w, "kind", e->bound.upper ? "upper" : "lower");
+    json_real_member(w, "log_z", e->bound.log_z);
+}
+
+static void update_members(struct json *w, const struct event *e)
+{
+    json_int_member(w, "update", e->update.update);
+    json_real_member(w, "loss", e->update.loss);
+    json_real_member(w, "log_z", e->update.log_z);
+    json_real_member(w, "ess", e->update.ess);
+}
+
+static void mean_member(struct json *w, const char *name, const struct event_mean *m)
+{
+    json_open(w, name, '{');
+    json_real_member(w, "mean", m->mean);
+    json_real_member(w, "stderr", m->se);
+    json_int_member(w, "n", m->n);
+    json_close(w, '}');
+}
+
+static void bounds_results(struct json *w, const struct event *e)
+{
+    json_real_member(w, "log_z", e->done.log_z);
+    mean_member(w, "lower", &e->done.lower);
+    mean_member(w, "upper", &e->done.upper);
+    json_real_member(w, "gap", e->done.gap);
+    json_real_member(w, "kl_q_sigma", e->done.kl_q_sigma.mean);
+    json_real_member(w, "kl_q_sigma_stderr", e->done.kl_q_sigma.se);
+    json_real_member(w, "kl_sigma_q", e->done.kl_sigma_q.mean);
+    json_real_member(w, "kl_sigma_q_stderr", e->done.kl_sigma_q.se);
+}
+
+static void learn_results(struct json *w, const struct event *e)
+{
+    json_string_member(w, "name", e->done.name);
+    json_int_member(w, "updates", e->done.updates);
+    json_real_member(w, "log_z", e->done.log_z);
+}
+
+static void sample_results(struct json *w, const struct event *e)
+{
+    json_real_member(w, "log_z", e->done.log_z);
+    json_real_member(w, "ess", e->done.ess);
+}
+
+static void done_members(struct json *w, const struct event *e)
+{
+    if (e->done.kind == JOB_BOUNDS)
+        bounds_results(w, e);
+    else if (e->done.kind == JOB_LEARN)
+        learn_results(w, e);
+    else
+        sample_results(w, e);
+    usage_member(w, e);
+    timings_member(w, e);
 }
 
 /* ---- errors ---- */
@@ -122,23 +178,14 @@ static const struct error_kind *kind_of(const struct err *err)
     return k;
 }
 
-/* A message may quote the client's bytes, cut anywhere. */
-static void clean_member(struct json *w, const char *name, const char *s)
-{
-    struct buf clean = {0};
-    utf8_sanitize(&clean, s, strlen(s));
-    json_text(w, name, clean.data ? clean.data : "", clean.len);
-    buf_free(&clean);
-}
-
 static void error_members(struct json *w, const struct event *e)
 {
     const struct err *err = &e->error;
-    json_open(w, "error", '{');
-    clean_member(w, "message", err->msg);
+    json_open(w, "error", '{'); /* a message may quote the client's bytes, cut anywhere */
+    json_clean_member(w, "message", err->msg);
     json_string_member(w, "type", kind_of(err)->type);
     if (*err->param)
-        clean_member(w, "param", err->param);
+        json_clean_member(w, "param", err->param);
     else
         json_null_member(w, "param");
     json_null_member(w, "code");
@@ -166,7 +213,8 @@ static const struct {
 } events[] = {
     [EVENT_START] = {"start", start_members},          [EVENT_STEP] = {"step", step_members},
     [EVENT_RESAMPLE] = {"resample", resample_members}, [EVENT_SAMPLE] = {"sample", sample_members},
-    [EVENT_SCORE] = {"score", score_members},          [EVENT_DONE] = {"done", done_members},
+    [EVENT_SCORE] = {"score", score_members},          [EVENT_BOUND] = {"bound", bound_members},
+    [EVENT_UPDATE] = {"update", update_members},       [EVENT_DONE] = {"done", done_members},
     [EVENT_ERROR] = {"error", error_members},
 };
 
@@ -184,7 +232,7 @@ void event_json(struct buf *out, const struct event *e)
 /* Each list collects its elements as text, {…},{…}, until all is known. */
 struct answer {
     enum job_kind kind;
-    struct buf start, steps, resamples, samples, results, done, usage, error;
+    struct buf start, steps, resamples, samples, results, bounds, history, done, usage, error;
 };
 
 struct answer *answer_open(enum job_kind kind)
@@ -206,9 +254,11 @@ static struct buf *list_of(struct answer *a, enum event_type type)
         return &a->samples;
     case EVENT_SCORE:
         return &a->results;
-    case EVENT_START:
     case EVENT_BOUND:
+        return &a->bounds;
     case EVENT_UPDATE:
+        return &a->history;
+    case EVENT_START:
     case EVENT_DONE:
     case EVENT_ERROR:
         break;
@@ -246,24 +296,51 @@ static void list_member(struct json *w, const char *name, const struct buf *elem
     json_close(w, ']');
 }
 
+static void score_answer(struct json *w, const struct answer *a)
+{
+    list_member(w, "results", &a->results);
+    json_raw(w, &a->usage);
+}
+
+static void sample_answer(struct json *w, const struct answer *a)
+{
+    json_raw(w, &a->start);
+    list_member(w, "steps", &a->steps);
+    list_member(w, "resamples", &a->resamples);
+    list_member(w, "samples", &a->samples);
+    json_raw(w, &a->done);
+}
+
+static void bounds_answer(struct json *w, const struct answer *a)
+{
+    json_raw(w, &a->start);
+    list_member(w, "bounds", &a->bounds);
+    json_raw(w, &a->done);
+}
+
+static void learn_answer(struct json *w, const struct answer *a)
+{
+    json_raw(w, &a->start);
+    list_member(w, "history", &a->history);
+    list_member(w, "bounds", &a->bounds);
+    json_raw(w, &a->done);
+}
+
 void answer_json(struct answer *a, struct buf *out)
 {
+    static void (*const members[])(struct json *, const struct answer *) = {
+        [JOB_SAMPLE] = sample_answer,
+        [JOB_SCORE] = score_answer,
+        [JOB_BOUNDS] = bounds_answer,
+        [JOB_LEARN] = learn_answer,
+    };
     if (a->error.len) {
         buf_add(out, a->error.data, a->error.len);
         return;
     }
     struct json w = {.out = out};
     json_open(&w, NULL, '{');
-    if (a->kind == JOB_SAMPLE) {
-        json_raw(&w, &a->start);
-        list_member(&w, "steps", &a->steps);
-        list_member(&w, "resamples", &a->resamples);
-        list_member(&w, "samples", &a->samples);
-        json_raw(&w, &a->done);
-    } else {
-        list_member(&w, "results", &a->results);
-        json_raw(&w, &a->usage);
-    }
+    members[a->kind](&w, a);
     json_close(&w, '}');
 }
 
@@ -271,8 +348,8 @@ void answer_close(struct answer *a)
 {
     if (!a)
         return;
-    struct buf *all[] = {&a->start,   &a->steps, &a->resamples, &a->samples,
-                         &a->results, &a->done,  &a->usage,     &a->error};
+    struct buf *all[] = {&a->start,  &a->steps,   &a->resamples, &a->samples, &a->results,
+                         &a->bounds, &a->history, &a->done,      &a->usage,   &a->error};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         buf_free(all[i]);
     free(a);
@@ -287,7 +364,7 @@ void models_json(struct buf *out, const struct engine_info *info)
     json_string_member(&w, "object", "list");
     json_open(&w, "data", '[');
     json_open(&w, NULL, '{');
-    clean_member(&w, "id", info->model);
+    json_clean_member(&w, "id", info->model);
     json_string_member(&w, "object", "model");
     json_int_member(&w, "created", info->loaded_unix);
     json_string_member(&w, "owned_by", "clotho");

@@ -139,6 +139,18 @@ int choice_read(const struct reader *r, struct place at, const json_t *value,
     return wrong_type(r, at, list, value);
 }
 
+int type_read(const struct reader *r, struct place at, const json_t *object,
+              const char *const *names, int *out)
+{
+    struct place here = place_field(at, "type");
+    if (!json_is_object(object))
+        return wrong_type(r, at, "an object", object);
+    const json_t *type = json_object_get(object, "type");
+    if (!type || json_is_null(type))
+        return err_field(r->err, here.s, "is missing");
+    return choice_read(r, here, type, names, out);
+}
+
 static int read_member(const struct reader *r, struct place at, const struct field *f,
                        const json_t *value, void *member)
 {
@@ -178,7 +190,7 @@ static const struct field *find(const struct field *table, int n, const char *na
 
 static int refuse_unknown(const struct reader *r, struct place at, const struct field *table, int n)
 {
-    char list[256] = "";
+    char list[320] = "";
     for (int i = 0; i < n; i++) {
         size_t len = strlen(list);
         snprintf(list + len, sizeof list - len, "%s%s", i ? ", " : "", table[i].name);

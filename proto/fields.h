@@ -77,6 +77,10 @@ int choice_read(const struct reader *, struct place, const json_t *value,
 /* The most tokens of one text: limits.max_prompt_tokens, or the context if that is less. */
 int model_text_limit(const struct engine_info *);
 
+/* The `type` of an object that comes in several forms: its index in names. */
+int type_read(const struct reader *, struct place, const json_t *object, const char *const *names,
+              int *out);
+
 /* A token id, checked against the vocabulary; and a list of them. */
 int id_read(const struct reader *, struct place, const json_t *value, int32_t *out);
 int ids_read(const struct reader *, struct place, const json_t *array, struct ids *out);

@@ -4,6 +4,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "../core/utf8.h"
+
 static void write_string(struct buf *out, const char *s, size_t len)
 {
     static const char names[] = "\b\f\n\r\t\"\\", letters[] = "bfnrt\"\\";
@@ -75,6 +77,14 @@ void json_string_member(struct json *w, const char *name, const char *s)
     json_text(w, name, s, strlen(s));
 }
 
+void json_clean_member(struct json *w, const char *name, const char *s)
+{
+    struct buf clean = {0};
+    utf8_sanitize(&clean, s, strlen(s));
+    json_text(w, name, clean.data, clean.len);
+    buf_free(&clean);
+}
+
 void json_int_member(struct json *w, const char *name, int64_t n)
 {
     begin(w, name);
@@ -87,10 +97,20 @@ void json_real_member(struct json *w, const char *name, double x)
     write_real(w->out, x);
 }
 
-void json_null_member(struct json *w, const char *name)
+void json_raw_member(struct json *w, const char *name, const char *value)
 {
     begin(w, name);
-    buf_puts(w->out, "null");
+    buf_puts(w->out, value);
+}
+
+void json_bool_member(struct json *w, const char *name, bool yes)
+{
+    json_raw_member(w, name, yes ? "true" : "false");
+}
+
+void json_null_member(struct json *w, const char *name)
+{
+    json_raw_member(w, name, "null");
 }
 
 void json_ids_member(struct json *w, const char *name, const int32_t *id, int n)

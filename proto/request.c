@@ -10,58 +10,13 @@
 #include "../core/utf8.h"
 #include "draft.h"
 
-#define AT(member)   .offset = offsetof(struct draft, member)
 #define COUNT(table) ((int)(sizeof(table) / sizeof *(table)))
-
-enum { MAX_INT = 0x7fffffff };
-enum { PROPOSAL_AUTO, PROPOSAL_BASE, PROPOSAL_TWIST };
-static const char *const proposals[] = {"auto", "base", "twist", NULL};
-
-/* Temperatures below the least would overflow a logit, and are as good as 0. */
-#define TEMPERATURE_MIN 1e-3
-#define TEMPERATURE_MAX 1e3
-
-/* The fields of both requests. A new one is a member of struct draft and a line here. */
-/* clang-format off */
-#define PRIOR_FIELDS                                                                               \
-    {"model", FIELD_ANY, AT(model)},                                                               \
-    {"prompt", FIELD_ANY, AT(prompt)},                                                             \
-    {"special", FIELD_BOOL, AT(special)},                                                          \
-    {"potential", FIELD_ANY, AT(potential)},                                                       \
-    {"twist", FIELD_ANY, AT(twist)},                                                               \
-    {"min_tokens", FIELD_INT, AT(min_tokens), .min = 0, FIELD_LIMIT(max_tokens)},                  \
-    {"ignore_eos", FIELD_BOOL, AT(ignore_eos)},                                                    \
-    {"temperature", FIELD_NUMBER, AT(temperature), .min = 0, .max = TEMPERATURE_MAX},              \
-    {"top_k", FIELD_INT, AT(top_k), .min = 0, .max = MAX_INT},                                     \
-    {"top_p", FIELD_NUMBER, AT(top_p), .min = 1e-6, .max = 1},                                     \
-    {"logit_bias", FIELD_ANY, AT(logit_bias)}
-/* clang-format on */
-
-static const struct field sample_fields[] = {
-    PRIOR_FIELDS,
-    {"particles", FIELD_INT, AT(particles), .min = 1, FIELD_LIMIT(max_particles)},
-    {"max_tokens", FIELD_INT, AT(max_tokens), .min = 1, FIELD_LIMIT(max_tokens)},
-    {"stop", FIELD_ANY, AT(stop)},
-    {"segments", FIELD_ANY, AT(segments)},
-    {"seed", FIELD_ANY, AT(seed)},
-    {"proposal", FIELD_CHOICE, AT(proposal), .choices = proposals},
-    {"resampling", FIELD_ANY, AT(resampling)},
-    {"logprobs", FIELD_BOOL, AT(logprobs)},
-    {"stream", FIELD_BOOL, AT(stream)},
-    {"events", FIELD_ANY, AT(events)},
-};
-
-static const struct field score_fields[] = {
-    PRIOR_FIELDS,
-    {"completions", FIELD_ANY, AT(completions), .required = true},
-    {"per_token", FIELD_BOOL, AT(per_token)},
-};
 
 static const struct place body = {""};
 
-static struct place top(const char *name)
+struct place top(const char *field)
 {
-    return place_field(body, name);
+    return place_field(body, field);
 }
 
 static uint64_t random_bits(void)
@@ -90,38 +45,54 @@ static int read_model(const struct reader *r, const json_t *value)
 }
 
 /* The prompt as text, for templates of judges: as it was written, or as its ids read. */
-static void keep_prompt(const struct reader *r, const json_t *value, struct job *j)
+static void keep_text(const struct reader *r, const json_t *value, struct prompt *out)
 {
     if (json_is_string(value)) {
-        j->prompt_len = json_string_length(value);
-        j->prompt = arena_strdup(r->arena, json_string_value(value), j->prompt_len);
+        out->len = json_string_length(value);
+        out->text = arena_strdup(r->arena, json_string_value(value), out->len);
         return;
     }
     struct buf bytes = {0}, text = {0};
-    for (int i = 0; i < j->prompt_ids.n; i++) {
+    for (int i = 0; i < out->ids.n; i++) {
         size_t len;
-        const char *piece = tokenizer_piece(r->info->tokenizer, j->prompt_ids.id[i], &len);
+        const char *piece = tokenizer_piece(r->info->tokenizer, out->ids.id[i], &len);
         buf_add(&bytes, piece, len);
     }
     utf8_sanitize(&text, bytes.data, bytes.len);
-    j->prompt_len = text.len;
-    j->prompt = text.len ? arena_strdup(r->arena, text.data, text.len) : "";
+    out->len = text.len;
+    out->text = text.len ? arena_strdup(r->arena, text.data, text.len) : "";
     buf_free(&bytes);
     buf_free(&text);
 }
 
-static int read_prompt(const struct reader *r, const json_t *value, struct job *j)
+int prompt_read(const struct reader *r, struct place at, const json_t *value, struct prompt *out)
 {
     json_t *empty = value ? NULL : json_string("");
     const json_t *prompt = value ? value : empty;
-    int rc = model_text_read(r, top("prompt"), prompt, TOKENIZE_START, &j->prompt_ids);
+    int rc = model_text_read(r, at, prompt, TOKENIZE_START, &out->ids);
     if (!rc)
-        keep_prompt(r, prompt, j);
+        keep_text(r, prompt, out);
     json_decref(empty);
-    if (!rc && !j->prompt_ids.n)
-        return err_field(r->err, "prompt",
+    if (!rc && !out->ids.n)
+        return err_field(r->err, at.s,
                          "is empty and gets no BOS; the first token needs one before it");
     return rc;
+}
+
+void prompt_set(struct job *j, const struct prompt *p)
+{
+    j->prompt_ids = p->ids;
+    j->prompt = p->text;
+    j->prompt_len = p->len;
+}
+
+static int read_prompt(const struct reader *r, const struct draft *d, struct job *j)
+{
+    struct prompt prompt;
+    if (prompt_read(r, top("prompt"), d->prompt, &prompt))
+        return -1;
+    prompt_set(j, &prompt);
+    return 0;
 }
 
 static int read_logit_bias(const struct reader *r, const json_t *value, struct job *j)
@@ -220,17 +191,6 @@ static int read_events(const struct reader *r, const json_t *value, struct job *
     return 0;
 }
 
-static int set_proposal(const struct reader *r, int proposal, struct job *j)
-{
-    bool whole_vocabulary = j->twist.type == TWIST_FACTOR;
-    if (proposal == PROPOSAL_TWIST && !whole_vocabulary)
-        return err_field(r->err, "proposal",
-                         "\"twist\" needs a twist with values for the whole vocabulary: "
-                         "{\"type\":\"factor\"}");
-    j->base_proposal = proposal == PROPOSAL_BASE || !whole_vocabulary;
-    return 0;
-}
-
 static int read_completions(const struct reader *r, const json_t *value, struct job *j)
 {
     if (!json_is_array(value))
@@ -250,13 +210,27 @@ static int read_completions(const struct reader *r, const json_t *value, struct 
     return 0;
 }
 
-/* `longest` tokens at most follow the prompt, because of the field `why`. */
-static int check_fit(const struct reader *r, const struct draft *d, const struct job *j,
-                     int64_t longest, struct place why)
+int target_read(const struct reader *r, const struct draft *d, struct job *j)
+{
+    if (read_model(r, d->model) || set_prior(r, d, j) || potentials_read(r, d->potential, j))
+        return -1;
+    return twist_read(r, d->twist, j);
+}
+
+int population_read(const struct reader *r, const struct draft *d, struct job *j)
+{
+    j->particles = d->particles;
+    if (read_resampling(r, d->resampling, j) || read_seed(r, d->seed, &j->seed))
+        return -1;
+    return segments_read(r, d, j);
+}
+
+int fit_check(const struct reader *r, const struct draft *d, const struct job *j,
+              struct place prompt, int64_t longest, struct place why)
 {
     int context = r->info->context;
     if (j->prompt_ids.n >= context)
-        return err_field(r->err, "prompt", "%d tokens leave no room in the context of %d",
+        return err_field(r->err, prompt.s, "%d tokens leave no room in the context of %d",
                          j->prompt_ids.n, context);
     if (longest > context - j->prompt_ids.n)
         return err_field(r->err, why.s, "%lld tokens after a prompt of %d exceed the context of %d",
@@ -270,38 +244,8 @@ static int check_completions_fit(const struct reader *r, const struct draft *d, 
     for (int i = 1; i < j->n_completions; i++)
         if (j->completions[i].n > j->completions[longest].n)
             longest = i;
-    return check_fit(r, d, j, j->completions[longest].n,
+    return fit_check(r, d, j, top("prompt"), j->completions[longest].n,
                      place_index(top("completions"), (size_t)longest));
-}
-
-/* What /v1/sample and /v1/score have in common. */
-static int make_target(struct reader *r, const struct draft *d, struct job *j)
-{
-    r->special = j->special = d->special;
-    if (read_model(r, d->model) || read_prompt(r, d->prompt, j) || set_prior(r, d, j) ||
-        potentials_read(r, d->potential, j) || twist_read(r, d->twist, j))
-        return -1;
-    return 0;
-}
-
-static int make_sample(struct reader *r, const struct draft *d, struct job *j)
-{
-    if (make_target(r, d, j) || set_proposal(r, d->proposal, j) ||
-        read_resampling(r, d->resampling, j) || read_seed(r, d->seed, &j->seed) ||
-        read_events(r, d->events, j) || segments_read(r, d, j))
-        return -1;
-    j->particles = d->particles;
-    j->logprobs = d->logprobs;
-    return check_fit(r, d, j, segments_length(j), top(d->segments ? "segments" : "max_tokens"));
-}
-
-static int make_score(struct reader *r, const struct draft *d, struct job *j)
-{
-    if (make_target(r, d, j) || read_completions(r, d->completions, j))
-        return -1;
-    j->kind = JOB_SCORE;
-    j->per_token = d->per_token;
-    return check_completions_fit(r, d, j);
 }
 
 static void set_id(struct job *j, const char *prefix)
@@ -309,47 +253,130 @@ static void set_id(struct job *j, const char *prefix)
     snprintf(j->id, sizeof j->id, "%s-%016llx", prefix, (unsigned long long)random_bits());
 }
 
-int request_sample(struct job **out, struct request_opts *opts, const char *text, size_t len,
-                   const struct engine_info *info, struct err *err)
+int request_read(const struct request_form *form, struct job **out, struct request_opts *opts,
+                 const char *text, size_t len, const struct engine_info *info, struct err *err)
 {
     json_t *json = body_parse(text, len, err);
     if (!json)
         return -1;
     struct job *j = job_new();
     struct reader r = {.arena = &j->arena, .info = info, .err = err};
-    struct draft d = {.temperature = 1, .top_p = 1, .particles = 16, .stream = true};
-    int rc = fields_read(&r, body, json, sample_fields, COUNT(sample_fields), &d);
+    struct draft d = form->defaults;
+    d.body = json;
+    j->kind = form->kind;
+    int rc = fields_read(&r, body, json, form->fields, form->n_fields, &d);
+    r.special = j->special = d.special;
     if (!rc)
-        rc = make_sample(&r, &d, j);
+        rc = form->make(&r, &d, j);
     json_decref(json);
     if (rc) {
         job_free(j);
         return -1;
     }
-    set_id(j, "smp");
+    set_id(j, form->prefix);
     opts->stream = d.stream;
     *out = j;
     return 0;
 }
 
+/* ---- /v1/sample ---- */
+
+static const struct field sample_fields[] = {
+    TARGET_FIELDS,
+    POPULATION_FIELDS(1),
+    {"twist", FIELD_ANY, DRAFT(twist)},
+    {"proposal", FIELD_CHOICE, DRAFT(proposal), .choices = proposal_names},
+    {"segments", FIELD_ANY, DRAFT(segments)},
+    {"logprobs", FIELD_BOOL, DRAFT(logprobs)},
+    {"events", FIELD_ANY, DRAFT(events)},
+};
+
+static int make_sample(const struct reader *r, const struct draft *d, struct job *j)
+{
+    if (read_prompt(r, d, j) || target_read(r, d, j) || proposal_set(r, d->proposal, j) ||
+        population_read(r, d, j) || read_events(r, d->events, j))
+        return -1;
+    j->logprobs = d->logprobs;
+    return fit_check(r, d, j, top("prompt"), segments_length(j),
+                     top(d->segments ? "segments" : "max_tokens"));
+}
+
+int request_sample(struct job **out, struct request_opts *opts, const char *text, size_t len,
+                   const struct engine_info *info, struct err *err)
+{
+    static const struct request_form form = {
+        sample_fields,
+        COUNT(sample_fields),
+        .defaults = {.temperature = 1, .top_p = 1, .particles = 16, .stream = true},
+        .make = make_sample,
+        .kind = JOB_SAMPLE,
+        .prefix = "smp"};
+    return request_read(&form, out, opts, text, len, info, err);
+}
+
+/* ---- /v1/score ---- */
+
+static const struct field score_fields[] = {
+    TARGET_FIELDS,
+    {"twist", FIELD_ANY, DRAFT(twist)},
+    {"completions", FIELD_ANY, DRAFT(completions), .required = true},
+    {"per_token", FIELD_BOOL, DRAFT(per_token)},
+};
+
+static int make_score(const struct reader *r, const struct draft *d, struct job *j)
+{
+    if (read_prompt(r, d, j) || target_read(r, d, j) || proposal_set(r, d->proposal, j) ||
+        read_completions(r, d->completions, j))
+        return -1;
+    j->per_token = d->per_token;
+    return check_completions_fit(r, d, j);
+}
+
 int request_score(struct job **out, const char *text, size_t len, const struct engine_info *info,
                   struct err *err)
 {
-    json_t *json = body_parse(text, len, err);
-    if (!json)
+    static const struct request_form form = {
+        score_fields,       COUNT(score_fields), .defaults = {.temperature = 1, .top_p = 1},
+        .make = make_score, .kind = JOB_SCORE,   .prefix = "scr"};
+    struct request_opts whole;
+    return request_read(&form, out, &whole, text, len, info, err);
+}
+
+/* ---- /v1/bounds ---- */
+
+static const struct field bounds_fields[] = {
+    TARGET_FIELDS,
+    POPULATION_FIELDS(1),
+    {"twist", FIELD_ANY, DRAFT(twist)},
+    {"proposal", FIELD_CHOICE, DRAFT(proposal), .choices = proposal_names},
+    {"segments", FIELD_ANY, DRAFT(segments)},
+    {"targets", FIELD_ANY, DRAFT(targets)},
+    {"repeats", FIELD_INT, DRAFT(repeats), .min = 1, .max = 1000},
+};
+
+static int make_bounds(const struct reader *r, const struct draft *d, struct job *j)
+{
+    if (read_prompt(r, d, j) || target_read(r, d, j) || proposal_set(r, d->proposal, j) ||
+        population_read(r, d, j))
         return -1;
-    struct job *j = job_new();
-    struct reader r = {.arena = &j->arena, .info = info, .err = err};
-    struct draft d = {.temperature = 1, .top_p = 1};
-    int rc = fields_read(&r, body, json, score_fields, COUNT(score_fields), &d);
-    if (!rc)
-        rc = make_score(&r, &d, j);
-    json_decref(json);
-    if (rc) {
-        job_free(j);
+    if (j->n_segments > 1)
+        return err_field(r->err, "segments", "bounds are of texts with one hole and nothing else");
+    j->repeats = d->repeats;
+    if (fit_check(r, d, j, top("prompt"), segments_length(j),
+                  top(d->segments ? "segments" : "max_tokens")))
         return -1;
-    }
-    set_id(j, "scr");
-    *out = j;
-    return 0;
+    return targets_read(r, d, j);
+}
+
+int request_bounds(struct job **out, struct request_opts *opts, const char *text, size_t len,
+                   const struct engine_info *info, struct err *err)
+{
+    static const struct request_form form = {
+        bounds_fields,
+        COUNT(bounds_fields),
+        .defaults = {.temperature = 1, .top_p = 1, .particles = 16, .repeats = 4, .stream = true},
+        .make = make_bounds,
+        .kind = JOB_BOUNDS,
+        .prefix = "bnd"};
+    return request_read(&form, out, opts, text, len, info, err);
 }

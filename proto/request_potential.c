@@ -1,4 +1,4 @@
-/* Potentials and twists. A potential's type picks a row of `types`: the fields it has, and how they
+/* Potentials. A potential's type picks a row of `types`: the fields it has, and how they
  * become a struct potential. A new type is a row, a table of fields and a function. */
 #include <math.h>
 #include <stdio.h>
@@ -201,18 +201,6 @@ static const struct {
     {reward_fields, COUNT(reward_fields), refuse_model},
 };
 
-static int type_read(const struct reader *r, struct place at, const json_t *object,
-                     const char *const *names, int *out)
-{
-    struct place here = place_field(at, "type");
-    if (!json_is_object(object))
-        return wrong_type(r, at, "an object", object);
-    const json_t *type = json_object_get(object, "type");
-    if (!type || json_is_null(type))
-        return err_field(r->err, here.s, "is missing");
-    return choice_read(r, here, type, names, out);
-}
-
 /* Can the prior give this text probability 0? By top-k and top-p any, by a ban those with EOS. */
 static bool is_excluded(const struct reader *r, const struct job *j, struct ids text)
 {
@@ -240,6 +228,28 @@ static bool can_exclude(const struct reader *r, const struct potential *p, const
         return isinf(p->regex.miss);
     case POTENTIAL_TOKENS:
         return isinf(p->tokens.log_phi);
+    }
+    return true;
+}
+
+/* Can φ exceed 1? */
+static bool can_exceed(const struct potential *p)
+{
+    switch (p->type) {
+    case POTENTIAL_CONTINUATION:
+    case POTENTIAL_JUDGE:
+        return p->weight < 0;
+    case POTENTIAL_LEXICON:
+        for (int i = 0; i < p->lexicon.n; i++)
+            if (p->weight * (double)p->lexicon.bias[i] > 0)
+                return true;
+        return false;
+    case POTENTIAL_CONTAINS:
+        return p->weight * p->contains.miss > 0;
+    case POTENTIAL_REGEX:
+        return p->weight * p->regex.miss > 0;
+    case POTENTIAL_TOKENS:
+        return p->weight * p->tokens.log_phi > 0;
     }
     return true;
 }
@@ -294,6 +304,18 @@ int potentials_read(const struct reader *r, const json_t *value, struct job *j)
     return 0;
 }
 
+int potentials_bounded(const struct reader *r, const json_t *value, const struct job *j,
+                       const char *who)
+{
+    for (int i = 0; i < j->n_potentials; i++) {
+        struct place at;
+        element(value, (size_t)i, &at);
+        if (can_exceed(&j->potentials[i]))
+            return err_field(r->err, at.s, "can exceed 1; %s takes φ for a probability", who);
+    }
+    return 0;
+}
+
 /* ---- do they fit ---- */
 
 /* The template filled in with an empty text, and the longest answer. -1 with err filled when the
@@ -340,70 +362,5 @@ int potentials_fit(const struct reader *r, const json_t *value, const struct job
         if (n < 0 || check_length(r, template, n + longest - j->prompt_ids.n))
             return -1;
     }
-    return 0;
-}
-
-/* ---- twists ---- */
-
-struct twist_draft {
-    int every;
-    double power;
-    struct text name;
-};
-static const struct field no_fields[] = {FIELD_TYPE};
-static const struct field potential_twist_fields[] = {
-    FIELD_TYPE,
-    {"every", FIELD_INT, offsetof(struct twist_draft, every), .min = 1, FIELD_LIMIT(max_tokens)},
-    {"power", FIELD_NUMBER, offsetof(struct twist_draft, power), .min = 0, .max = 1000},
-};
-static const struct field learned_twist_fields[] = {
-    FIELD_TYPE,
-    {"name", FIELD_TEXT, offsetof(struct twist_draft, name), .required = true},
-};
-
-static const char *const twist_names[] = {"none", "factor", "potential", "learned", NULL};
-static const struct {
-    const struct field *fields;
-    int n;
-} twist_fields[] = {
-    /* by twist_names */
-    {no_fields, COUNT(no_fields)},
-    {no_fields, COUNT(no_fields)},
-    {potential_twist_fields, COUNT(potential_twist_fields)},
-    {learned_twist_fields, COUNT(learned_twist_fields)},
-};
-
-static int check_twist(const struct reader *r, int type, const struct twist_draft *d,
-                       const struct job *j)
-{
-    bool lexicon = false;
-    for (int i = 0; i < j->n_potentials; i++)
-        lexicon |= j->potentials[i].type == POTENTIAL_LEXICON;
-    if (type == TWIST_FACTOR && !lexicon)
-        return err_field(r->err, "twist", "\"factor\" needs a potential of type \"lexicon\"");
-    if (type == TWIST_POTENTIAL && !j->n_potentials)
-        return err_field(r->err, "twist", "\"potential\" needs a potential");
-    if (type != (int)TWIST_LEARNED)
-        return 0;
-    err_field(r->err, "twist.name", "no such twist: \"%.80s\"", d->name.s);
-    r->err->code = ERR_NOT_FOUND;
-    return -1;
-}
-
-int twist_read(const struct reader *r, const json_t *value, struct job *j)
-{
-    const struct place none = {""};
-    struct place at = place_field(none, "twist");
-    struct twist_draft d = {.every = 1, .power = 1};
-    int type;
-    if (!value)
-        return 0;
-    if (type_read(r, at, value, twist_names, &type) ||
-        fields_read(r, at, value, twist_fields[type].fields, twist_fields[type].n, &d) ||
-        check_twist(r, type, &d, j))
-        return -1;
-    j->twist.type = (enum twist_type)type;
-    j->twist.every = d.every;
-    j->twist.power = d.power;
     return 0;
 }

@@ -75,7 +75,9 @@ static inline void tiny_open(struct tiny_info *t, enum tiny_kind kind)
     }
     t->info = (struct engine_info){
         .model = "tiny",
-        .config = {.vocab = TINY_VOCAB, .context = 128, .parameters = 12345},
+        .fingerprint = "0123456789abcdef",
+        .twist_dir = "twists",
+        .config = {.dim = 8, .vocab = TINY_VOCAB, .context = 128, .parameters = 12345},
         .context = 128,
         .tokenizer = t->tokenizer,
         .limits = {.max_particles = 1024,

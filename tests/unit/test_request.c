@@ -1,7 +1,7 @@
 /* Runs the folders of tests/proto/{valid,invalid}: each holds an input.json and what is expected of
- * it. The first word of a folder's name is the request (sample, score, tokenize, detokenize); a
- * file `model` in it names another model than the one whose tokenizer adds BOS. A new case needs no
- * code: write the input, run `test_request --update`, and read what it wrote as `expected`. */
+ * it. The first word of a folder's name is the request (`requests` below); a file `model` in it
+ * names another model than the one whose tokenizer adds BOS. A new case needs no code: write the
+ * input, run `test_request --update`, and read what it wrote as `expected`. */
 #include <dirent.h>
 #include <stdbool.h>
 
@@ -11,8 +11,10 @@
 #include "../check.h"
 #include "../tiny_info.h"
 
-static struct tiny_info models[3];
-static const char *const model_names[] = {"bos", "no-bos", "ids"}; /* by enum tiny_kind */
+enum { N_MODELS = 4 };
+static struct tiny_info models[N_MODELS];
+static const char *const model_names[] = {"bos", "no-bos", "ids", /* by enum tiny_kind */
+                                          "no-folder"};           /* a server without twists */
 
 /* ---- a job as text ---- */
 
@@ -84,7 +86,7 @@ static void dump_segment(struct buf *out, const struct segment *s)
 
 static void dump_target(struct buf *out, const struct job *j)
 {
-    static const char *const twists[] = {"none", "factor", "potential"};
+    static const char *const twists[] = {"none", "factor", "potential", "learned"};
     dump_text(out, "prompt", j->prompt, j->prompt_len);
     dump_ids(out, "prompt_ids", j->prompt_ids);
     buf_printf(out, "special: %d\n", j->special);
@@ -97,15 +99,20 @@ static void dump_target(struct buf *out, const struct job *j)
     buf_printf(out, "twist: %s", twists[j->twist.type]);
     if (j->twist.type == TWIST_POTENTIAL)
         buf_printf(out, " every %d power %.9g", j->twist.every, j->twist.power);
+    if (j->twist.type == TWIST_LEARNED)
+        buf_printf(out, " %s", j->twist.name);
     buf_puts(out, "\n");
+    if (j->twist.condition.n)
+        dump_ids(out, "  condition", j->twist.condition);
+    buf_printf(out, "proposal: %s\n", j->base_proposal ? "base" : "twist");
 }
 
 /* again: the job of the same request; a seed that was drawn is another one there. */
-static void dump_sample(struct buf *out, const struct job *j, const struct job *again, bool stream)
+static void dump_population(struct buf *out, const struct job *j, const struct job *again,
+                            bool stream)
 {
     static const char *const schemes[] = {"systematic", "stratified", "multinomial", "residual"};
     dump_target(out, j);
-    buf_printf(out, "proposal: %s\n", j->base_proposal ? "base" : "twist");
     buf_printf(out, "particles: %d\n", j->particles);
     buf_printf(out, "resampling: %s %.9g\n", schemes[j->scheme], j->ess_threshold);
     if (j->seed == again->seed)
@@ -114,10 +121,59 @@ static void dump_sample(struct buf *out, const struct job *j, const struct job *
         buf_puts(out, j->seed < UINT64_C(1) << 53 ? "seed: drawn\n" : "seed: too large\n");
     for (int i = 0; i < j->n_segments; i++)
         dump_segment(out, &j->segments[i]);
-    buf_printf(out, "named_holes: %d\nlogprobs: %d\nstream: %d\n", j->named_holes, j->logprobs,
-               stream);
+    buf_printf(out, "stream: %d\n", stream);
+}
+
+static void dump_sample(struct buf *out, const struct job *j)
+{
+    buf_printf(out, "named_holes: %d\nlogprobs: %d\n", j->named_holes, j->logprobs);
     buf_printf(out, "events: step %d resample %d sample %d particles %d\n", j->ev_step,
                j->ev_resample, j->ev_sample, j->ev_particles);
+}
+
+static void dump_targets(struct buf *out, const struct targets *t)
+{
+    for (int i = 0; i < t->n; i++)
+        dump_ids(out, "target", t->given[i]);
+    if (t->max_draws)
+        buf_printf(out, "targets: rejection %lld\n", (long long)t->max_draws);
+}
+
+static void dump_bounds(struct buf *out, const struct job *j)
+{
+    dump_targets(out, &j->targets);
+    buf_printf(out, "repeats: %d\n", j->repeats);
+}
+
+static void dump_spec(struct buf *out, const struct job *j)
+{
+    static const char *const methods[] = {"ctl", "rl", "sixo", "fudge", "dpg"};
+    const struct twist_spec *s = &j->learn.spec;
+    buf_printf(out, "name: %s\nmodel: %s %s dim %d vocab %d\n", s->name, s->model, s->fingerprint,
+               s->dim, s->vocab);
+    buf_printf(out, "head: layers %d hidden %d conditional %d log_sigmoid %d resample %d\n",
+               s->n_layers, s->hidden, s->conditional, s->log_sigmoid, s->resample);
+    buf_printf(out, "method: %s updates %d learning_rate %.9g\n", methods[s->method], s->updates,
+               s->learning_rate);
+    buf_printf(out, "request: %s\n", s->request);
+    EXPECT_INT(s->max_tokens, j->segments[0].max_tokens);
+    EXPECT_INT(s->particles, j->particles);
+    EXPECT(s->seed == j->seed && !s->calibration);
+}
+
+static void dump_learn(struct buf *out, const struct job *j)
+{
+    const struct learn *l = &j->learn;
+    dump_spec(out, j);
+    for (int i = 0; i < l->n_prompts; i++) {
+        dump_text(out, "learn prompt", l->prompt_text[i], l->prompt_text_len[i]);
+        dump_ids(out, "  ids", l->prompts[i]);
+    }
+    EXPECT(j->prompt == l->prompt_text[0] && j->prompt_ids.id == l->prompts[0].id);
+    EXPECT(j->prompt_len == l->prompt_text_len[0] && j->prompt_ids.n == l->prompts[0].n);
+    dump_targets(out, &j->targets);
+    buf_printf(out, "condition: tokens %d batch %d\ncheckpoint: %d\nbounds: %d\n",
+               l->condition_tokens, l->condition_batch, l->checkpoint, l->bounds);
 }
 
 static void dump_score(struct buf *out, const struct job *j)
@@ -137,21 +193,43 @@ static void dump_refusal(struct buf *out, const struct err *err)
     buf_puts(out, "\n");
 }
 
-static bool run_sample(struct buf *out, const char *body, size_t len,
-                       const struct engine_info *info, struct err *err)
+/* The requests that a population answers. */
+static bool run_population(int (*request)(struct job **, struct request_opts *, const char *,
+                                          size_t, const struct engine_info *, struct err *),
+                           const char *prefix, void (*dump)(struct buf *, const struct job *),
+                           struct buf *out, const char *body, size_t len,
+                           const struct engine_info *info, struct err *err)
 {
     struct request_opts opts;
     struct job *j, *again;
-    if (request_sample(&j, &opts, body, len, info, err))
+    if (request(&j, &opts, body, len, info, err))
         return false;
-    EXPECT_INT(request_sample(&again, &opts, body, len, info, err), 0);
-    EXPECT(!strncmp(j->id, "smp-", 4) && strlen(j->id) == 20);
-    EXPECT_INT(j->kind, JOB_SAMPLE);
+    EXPECT_INT(request(&again, &opts, body, len, info, err), 0);
+    EXPECT(!strncmp(j->id, prefix, 4) && strlen(j->id) == 20);
     EXPECT(strcmp(j->id, again->id) != 0);
-    dump_sample(out, j, again, opts.stream);
+    dump_population(out, j, again, opts.stream);
+    dump(out, j);
     job_free(j);
     job_free(again);
     return true;
+}
+
+static bool run_sample(struct buf *out, const char *body, size_t len,
+                       const struct engine_info *info, struct err *err)
+{
+    return run_population(request_sample, "smp-", dump_sample, out, body, len, info, err);
+}
+
+static bool run_bounds(struct buf *out, const char *body, size_t len,
+                       const struct engine_info *info, struct err *err)
+{
+    return run_population(request_bounds, "bnd-", dump_bounds, out, body, len, info, err);
+}
+
+static bool run_learn(struct buf *out, const char *body, size_t len, const struct engine_info *info,
+                      struct err *err)
+{
+    return run_population(request_learn, "lrn-", dump_learn, out, body, len, info, err);
 }
 
 static bool run_score(struct buf *out, const char *body, size_t len, const struct engine_info *info,
@@ -192,11 +270,11 @@ static const struct {
     bool (*run)(struct buf *out, const char *body, size_t len, const struct engine_info *,
                 struct err *);
 } requests[] = {
-    {"sample", run_sample},
-    {"score", run_score},
-    {"tokenize", run_tokenize},
-    {"detokenize", run_detokenize},
+    {"sample", run_sample}, {"score", run_score},       {"bounds", run_bounds},
+    {"learn", run_learn},   {"tokenize", run_tokenize}, {"detokenize", run_detokenize},
 };
+
+enum { N_REQUESTS = sizeof requests / sizeof *requests };
 
 /* ---- the folders ---- */
 
@@ -236,7 +314,7 @@ static const struct engine_info *model_of(const char *folder)
     struct buf name = {0};
     int found = TINY_BOS;
     if (read_file(folder, "model", &name))
-        for (int i = 0; i < 3; i++)
+        for (int i = 0; i < N_MODELS; i++)
             if (!strncmp(name.data, model_names[i], strlen(model_names[i])))
                 found = i;
     buf_free(&name);
@@ -248,10 +326,10 @@ static void run_case(const char *folder, const char *name, bool valid, bool upda
     struct buf input = {0}, expected = {0}, got = {0};
     struct err err;
     size_t request = 0;
-    while (request < 4 && (strncmp(name, requests[request].name, strcspn(name, "-")) ||
-                           requests[request].name[strcspn(name, "-")]))
+    while (request < N_REQUESTS && (strncmp(name, requests[request].name, strcspn(name, "-")) ||
+                                    requests[request].name[strcspn(name, "-")]))
         request++;
-    if (request == 4 || !read_file(folder, "input.json", &input)) {
+    if (request == N_REQUESTS || !read_file(folder, "input.json", &input)) {
         fprintf(stderr, "%s: no such request, or no input.json\n", folder);
         check_failures++;
         return;
@@ -298,11 +376,12 @@ static int run_folder(const char *root, bool valid, bool update)
 int main(int argc, char **argv)
 {
     bool update = argc > 1 && !strcmp(argv[1], "--update");
-    for (int i = 0; i < 3; i++)
-        tiny_open(&models[i], (enum tiny_kind)i);
+    for (int i = 0; i < N_MODELS; i++)
+        tiny_open(&models[i], i < 3 ? (enum tiny_kind)i : TINY_BOS);
+    models[3].info.twist_dir[0] = 0;
     EXPECT(run_folder(TEST_DATA "/proto/valid", true, update) > 30);
     EXPECT(run_folder(TEST_DATA "/proto/invalid", false, update) > 60);
-    for (int i = 0; i < 3; i++)
+    for (int i = 0; i < N_MODELS; i++)
         tiny_close(&models[i]);
     return test_failures();
 }
