@@ -199,7 +199,7 @@ static const char *provenance(const struct reader *r, const json_t *body)
         json_object_set(kept, name, value);
     for (size_t i = 0; i < sizeof others / sizeof *others; i++)
         json_object_del(kept, others[i]);
-    char *text = json_dumps(kept, JSON_COMPACT | JSON_SORT_KEYS);
+    char *text = json_dumps(kept, JSON_COMPACT | JSON_SORT_KEYS | JSON_REAL_PRECISION(15));
     CHECK(text && "out of memory");
     const char *out = arena_strdup(r->arena, text, strlen(text));
     free(text);

@@ -57,7 +57,7 @@ void twists_json(struct buf *out, const struct twist_file *list, int n)
 static void request_member(struct json *w, const char *request)
 {
     json_t *parsed = json_loads(request, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, NULL);
-    char *text = parsed ? json_dumps(parsed, JSON_COMPACT) : NULL;
+    char *text = parsed ? json_dumps(parsed, JSON_COMPACT | JSON_REAL_PRECISION(15)) : NULL;
     json_raw_member(w, "request", text ? text : "null");
     free(text);
     json_decref(parsed);

@@ -4,6 +4,7 @@
 #include <stdbool.h>
 
 #include "../../core/job.h"
+#include "../../core/tokenizer.h"
 #include "../../core/utf8.h"
 #include "../../proto/event_json.h"
 #include "../../proto/request.h"
@@ -53,7 +54,7 @@ static void check_target(const struct job *j, const struct engine_info *info)
         check_potential(&j->potentials[i]);
 }
 
-static void check_sample(const struct job *j, const struct engine_info *info)
+static void check_population(const struct job *j, const struct engine_info *info)
 {
     int drawn = 0, length = j->prompt_ids.n;
     check_target(j, info);
@@ -73,6 +74,63 @@ static void check_sample(const struct job *j, const struct engine_info *info)
     CHECK(drawn >= 1 && drawn <= info->limits.max_tokens && length <= info->context);
 }
 
+/* A text ends where its first EOS is, or at max_tokens, or with a stop string, if there are any. */
+static void check_given(const struct job *j, struct ids text, const struct engine_info *info)
+{
+    const struct segment *hole = &j->segments[0];
+    check_ids(text);
+    CHECK(text.n <= hole->max_tokens);
+    for (int i = 0; i + 1 < text.n; i++)
+        CHECK(!tokenizer_is_eos(info->tokenizer, text.id[i]));
+    bool eos = tokenizer_is_eos(info->tokenizer, text.id[text.n - 1]);
+    CHECK(eos || hole->n_stop || text.n == hole->max_tokens);
+    CHECK(!eos || (!j->ignore_eos && text.n > j->min_tokens));
+}
+
+static void check_targets(const struct job *j, const struct engine_info *info)
+{
+    const struct targets *t = &j->targets;
+    CHECK(t->n >= 0 && t->n <= info->limits.max_completions);
+    CHECK(t->max_draws >= 0 && (!t->n || !t->max_draws));
+    for (int i = 0; i < t->n; i++)
+        check_given(j, t->given[i], info);
+}
+
+static void check_bounds(const struct job *j, const struct engine_info *info)
+{
+    check_population(j, info);
+    CHECK(j->n_segments == 1 && j->repeats >= 1 && j->repeats <= 1000);
+    check_targets(j, info);
+}
+
+/* What the file of a twist and the learner rely on. */
+static void check_spec(const struct twist_spec *s, const struct job *j)
+{
+    CHECK(twist_name_ok(s->name) && s->dim > 0 && s->vocab == TINY_VOCAB);
+    CHECK(s->n_layers >= 1 && s->n_layers <= TWIST_LAYERS_MAX);
+    CHECK(s->n_layers == 1 || (s->hidden >= 1 && s->hidden <= TWIST_HIDDEN_MAX));
+    CHECK(s->max_tokens == j->segments[0].max_tokens && s->particles == j->particles);
+    CHECK(s->updates >= 1 && s->learning_rate > 0 && isfinite(s->learning_rate));
+    CHECK(utf8_valid(s->request, strlen(s->request)) && s->request[0] == '{');
+}
+
+static void check_learn(const struct job *j, const struct engine_info *info)
+{
+    const struct learn *l = &j->learn;
+    check_population(j, info);
+    check_targets(j, info);
+    check_spec(&l->spec, j);
+    CHECK(j->n_segments == 1 && !j->named_holes && j->particles >= 2);
+    CHECK(l->n_prompts >= 1 && l->n_prompts <= 1024);
+    for (int i = 0; i < l->n_prompts; i++) {
+        check_ids(l->prompts[i]);
+        CHECK(l->prompts[i].n + l->spec.max_tokens + l->condition_tokens <= info->context);
+    }
+    CHECK(l->spec.conditional == (l->condition_tokens > 0));
+    CHECK(l->spec.conditional != (j->n_potentials > 0));
+    CHECK(2 * l->condition_batch <= j->particles && l->checkpoint >= 0 && l->bounds >= 0);
+}
+
 static void check_score(const struct job *j, const struct engine_info *info)
 {
     check_target(j, info);
@@ -83,22 +141,36 @@ static void check_score(const struct job *j, const struct engine_info *info)
     }
 }
 
+static int score(struct job **out, struct request_opts *opts, const char *body, size_t len,
+                 const struct engine_info *info, struct err *err)
+{
+    (void)opts;
+    return request_score(out, body, len, info, err);
+}
+
+static const struct {
+    int (*read)(struct job **, struct request_opts *, const char *, size_t,
+                const struct engine_info *, struct err *);
+    void (*check)(const struct job *, const struct engine_info *);
+} requests[] = {
+    {request_sample, check_population},
+    {score, check_score},
+    {request_bounds, check_bounds},
+    {request_learn, check_learn},
+};
+
 static void ask_all(const char *body, size_t len, const struct engine_info *info)
 {
-    struct request_opts opts;
-    struct job *j = NULL;
     struct err err;
-    if (request_sample(&j, &opts, body, len, info, &err) == 0)
-        check_sample(j, info);
-    else
-        check_refusal(&err);
-    job_free(j);
-    j = NULL;
-    if (request_score(&j, body, len, info, &err) == 0)
-        check_score(j, info);
-    else
-        check_refusal(&err);
-    job_free(j);
+    for (size_t i = 0; i < sizeof requests / sizeof *requests; i++) {
+        struct request_opts opts;
+        struct job *j = NULL;
+        if (requests[i].read(&j, &opts, body, len, info, &err) == 0)
+            requests[i].check(j, info);
+        else
+            check_refusal(&err);
+        job_free(j);
+    }
     char *tokens = request_tokenize(body, len, info, &err);
     if (!tokens)
         check_refusal(&err);

@@ -65,6 +65,38 @@ static const struct event done = {.type = EVENT_DONE,
                                            .queue_seconds = 0.001,
                                            .prompt_seconds = 0.25,
                                            .sample_seconds = 12.3456789012345678}};
+static const struct event lower = {.type = EVENT_BOUND, .bound = {false, -3.5}};
+static const struct event upper = {.type = EVENT_BOUND, .bound = {true, -INFINITY}};
+static const struct event update = {.type = EVENT_UPDATE, .update = {7, -0.25, -3.5, 12.5}};
+static const struct event bounds_done = {.type = EVENT_DONE,
+                                         .done = {.kind = JOB_BOUNDS,
+                                                  .log_z = -3.25,
+                                                  .lower = {-3.5, 0.125, 4},
+                                                  .upper = {-3, 0.25, 2},
+                                                  .gap = 0.5,
+                                                  .kl_q_sigma = {0.75, 0.0625, 128},
+                                                  .kl_sigma_q = {1.5, 0.5, 4},
+                                                  .prompt_tokens = 5,
+                                                  .completion_tokens = INT64_C(1) << 40}};
+/* Lower bounds alone, of one run that died out. */
+static const struct event lower_done = {.type = EVENT_DONE,
+                                        .done = {.kind = JOB_BOUNDS,
+                                                 .log_z = NAN,
+                                                 .lower = {-INFINITY, NAN, 1},
+                                                 .upper = {NAN, NAN, 0},
+                                                 .gap = NAN,
+                                                 .kl_q_sigma = {NAN, NAN, 0},
+                                                 .kl_sigma_q = {NAN, NAN, 0},
+                                                 .prompt_tokens = 5,
+                                                 .completion_tokens = INT64_C(1) << 40}};
+static const struct event learn_done = {.type = EVENT_DONE,
+                                        .done = {.kind = JOB_LEARN,
+                                                 .name = "happy",
+                                                 .updates = 100,
+                                                 .log_z = -3.5,
+                                                 .prompt_tokens = 5,
+                                                 .completion_tokens = INT64_C(1) << 40,
+                                                 .sample_seconds = 0.5}};
 static const struct event failed = {.type = EVENT_ERROR,
                                     .error = {ERR_INTERNAL, "", "the device failed"}};
 
@@ -77,6 +109,22 @@ static const struct event failed = {.type = EVENT_ERROR,
 #define DONE_MEMBERS                                                                               \
     "\"log_z\":-3.3,\"ess\":38," USAGE ",\"timings\":{\"queue_seconds\":0.001,"                    \
     "\"prompt_seconds\":0.25,\"sample_seconds\":12.3456789012346}"
+
+#define NO_TIMINGS "\"timings\":{\"queue_seconds\":0,\"prompt_seconds\":0,\"sample_seconds\":0}"
+#define BOUNDS_MEMBERS                                                                             \
+    "\"log_z\":-3.25,\"lower\":{\"mean\":-3.5,\"stderr\":0.125,\"n\":4},"                          \
+    "\"upper\":{\"mean\":-3,\"stderr\":0.25,\"n\":2},\"gap\":0.5,"                                 \
+    "\"kl_q_sigma\":0.75,\"kl_q_sigma_stderr\":0.0625,"                                            \
+    "\"kl_sigma_q\":1.5,\"kl_sigma_q_stderr\":0.5," USAGE "," NO_TIMINGS
+#define LEARN_MEMBERS                                                                              \
+    "\"name\":\"happy\",\"updates\":100,\"log_z\":-3.5," USAGE                                     \
+    ",\"timings\":{\"queue_seconds\":0,\"prompt_seconds\":0,\"sample_seconds\":0.5}"
+#define START_MEMBERS                                                                              \
+    "\"id\":\"smp-1\",\"model\":\"tiny\",\"particles\":64,\"seed\":-9223372036854775808,"          \
+    "\"prompt_tokens\":5"
+#define LOWER  "{\"kind\":\"lower\",\"log_z\":-3.5}"
+#define UPPER  "{\"kind\":\"upper\",\"log_z\":null}"
+#define UPDATE "{\"update\":7,\"loss\":-0.25,\"log_z\":-3.5,\"ess\":12.5}"
 
 static void expect_event(const struct event *e, const char *want)
 {
@@ -115,6 +163,22 @@ static void test_events(void)
     expect_event(&done, "{\"event\":\"done\"," DONE_MEMBERS "}");
     expect_event(&failed, "{\"event\":\"error\",\"error\":{\"message\":\"the device failed\","
                           "\"type\":\"api_error\",\"param\":null,\"code\":null}}");
+}
+
+static void test_study_events(void)
+{
+    expect_event(&lower, "{\"event\":\"bound\",\"kind\":\"lower\",\"log_z\":-3.5}");
+    expect_event(&upper, "{\"event\":\"bound\",\"kind\":\"upper\",\"log_z\":null}");
+    expect_event(&update, "{\"event\":\"update\",\"update\":7,\"loss\":-0.25,\"log_z\":-3.5,"
+                          "\"ess\":12.5}");
+    expect_event(&bounds_done, "{\"event\":\"done\"," BOUNDS_MEMBERS "}");
+    expect_event(&lower_done,
+                 "{\"event\":\"done\",\"log_z\":null,"
+                 "\"lower\":{\"mean\":null,\"stderr\":null,\"n\":1},"
+                 "\"upper\":{\"mean\":null,\"stderr\":null,\"n\":0},\"gap\":null,"
+                 "\"kl_q_sigma\":null,\"kl_q_sigma_stderr\":null,"
+                 "\"kl_sigma_q\":null,\"kl_sigma_q_stderr\":null," USAGE "," NO_TIMINGS "}");
+    expect_event(&learn_done, "{\"event\":\"done\"," LEARN_MEMBERS "}");
 }
 
 /* Text of a NUL byte, of no bytes at all, and numbers at the edges of double. */
@@ -210,6 +274,18 @@ static void test_answers(void)
                   "{\"results\":[{\"index\":0,\"log_p\":-1.5,\"tokens\":[5,0]},"
                   "{\"index\":1,\"log_p\":-1.5,\"log_phi\":null,\"log_twist\":[-0.5,null],"
                   "\"tokens\":[5,0],\"token_log_p\":[-0.5,null]}]," USAGE "}");
+    const struct event *bounds[] = {&start, &lower, &upper, &bounds_done, NULL};
+    const struct event *learned[] = {&start, &lower, &update,     &update,
+                                     &lower, &upper, &learn_done, NULL};
+    const struct event *unlearned[] = {&start, &update, &failed, NULL};
+    expect_answer(JOB_BOUNDS, bounds,
+                  "{" START_MEMBERS ",\"bounds\":[" LOWER "," UPPER "]," BOUNDS_MEMBERS "}");
+    expect_answer(JOB_LEARN, learned,
+                  "{" START_MEMBERS ",\"history\":[" UPDATE "," UPDATE "],"
+                  "\"bounds\":[" LOWER "," LOWER "," UPPER "]," LEARN_MEMBERS "}");
+    expect_answer(JOB_LEARN, unlearned,
+                  "{\"error\":{\"message\":\"the device failed\",\"type\":\"api_error\","
+                  "\"param\":null,\"code\":null}}");
     answer_close(NULL);
 }
 
@@ -221,6 +297,66 @@ static void test_models(const struct engine_info *info)
                          "\"created\":1700000000,\"owned_by\":\"clotho\",\"meta\":{"
                          "\"context\":128,\"vocab\":320,\"parameters\":12345}}]}");
     buf_free(&out);
+}
+
+#define TWIST_MEMBERS                                                                              \
+    "\"id\":\"happy\",\"object\":\"twist\",\"created\":1700000000,\"model\":\"m\xef\xbf\xbd\","    \
+    "\"method\":\"dpg\",\"head\":{\"type\":\"mlp\",\"hidden\":768,\"layers\":3},"                  \
+    "\"conditional\":false,\"resample\":false,\"max_tokens\":2,\"particles\":64,"                  \
+    "\"updates\":100,\"learning_rate\":0.001,\"seed\":-1,\"log_z\":null,\"bytes\":4294967296"
+
+static void expect_twist(const struct twist_file *f, const char *want)
+{
+    struct buf out = {0};
+    twist_json(&out, f);
+    EXPECT_STR(out.data, want);
+    buf_free(&out);
+}
+
+static void test_twists(void)
+{
+    static const float calibration[] = {0.5F, -0.25F};
+    struct twist_file list[2] = {{.spec = {.name = "happy",
+                                           .model = "m\xc3",
+                                           .n_layers = 3,
+                                           .hidden = 768,
+                                           .max_tokens = 2,
+                                           .method = TWIST_DPG,
+                                           .particles = 64,
+                                           .updates = 100,
+                                           .learning_rate = 0.001,
+                                           .log_z = -INFINITY,
+                                           .seed = UINT64_MAX},
+                                  .created_unix = 1700000000,
+                                  .bytes = (size_t)1 << 32}};
+    list[1] = list[0];
+    list[1].spec.n_layers = 1;
+    list[1].spec.conditional = list[1].spec.resample = true;
+    list[1].spec.log_z = -2;
+    struct buf out = {0};
+    twists_json(&out, list, 2);
+    EXPECT_STR(out.data,
+               "{\"object\":\"list\",\"data\":[{" TWIST_MEMBERS "},"
+               "{\"id\":\"happy\",\"object\":\"twist\",\"created\":1700000000,"
+               "\"model\":\"m\xef\xbf\xbd\",\"method\":\"dpg\",\"head\":{\"type\":\"linear\"},"
+               "\"conditional\":true,\"resample\":true,\"max_tokens\":2,\"particles\":64,"
+               "\"updates\":100,\"learning_rate\":0.001,\"seed\":-1,\"log_z\":-2,"
+               "\"bytes\":4294967296}]}");
+    buf_reset(&out);
+    twists_json(&out, NULL, 0);
+    EXPECT_STR(out.data, "{\"object\":\"list\",\"data\":[]}");
+    buf_reset(&out);
+    twist_removed_json(&out, "happy");
+    EXPECT_STR(out.data, "{\"id\":\"happy\",\"object\":\"twist\",\"deleted\":true}");
+    buf_free(&out);
+    expect_twist(list, "{" TWIST_MEMBERS "}");
+    list[0].spec.request = "{\"b\":[0.1, 2],\"a\":null}";
+    list[0].spec.calibration = calibration;
+    expect_twist(list, "{" TWIST_MEMBERS ",\"request\":{\"b\":[0.1,2],\"a\":null},"
+                       "\"calibration\":[0.5,-0.25]}");
+    list[0].spec.request = "{\"cut\":";
+    list[0].spec.calibration = NULL;
+    expect_twist(list, "{" TWIST_MEMBERS ",\"request\":null}");
 }
 
 /* A locale with another decimal point leaves the bytes alone. Skipped where there is none. */
@@ -247,6 +383,10 @@ static int ask(const char *request, const char *body, const struct engine_info *
         rc = request_sample(&j, &opts, body, len, info, err);
     else if (!strcmp(request, "ScoreRequest"))
         rc = request_score(&j, body, len, info, err);
+    else if (!strcmp(request, "BoundsRequest"))
+        rc = request_bounds(&j, &opts, body, len, info, err);
+    else if (!strcmp(request, "LearnRequest"))
+        rc = request_learn(&j, &opts, body, len, info, err);
     else if (!strcmp(request, "TokenizeRequest"))
         rc = (answer = request_tokenize(body, len, info, err)) ? 0 : -1;
     else
@@ -304,6 +444,8 @@ static void test_description(const struct engine_info *info)
     } cases[] = {
         {"SampleRequest", "SampleRequest", "{\"?\":1}"},
         {"ScoreRequest", "ScoreRequest", "{\"?\":1}"},
+        {"BoundsRequest", "BoundsRequest", "{\"?\":1}"},
+        {"LearnRequest", "LearnRequest", "{\"?\":1}"},
         {"TokenizeRequest", "TokenizeRequest", "{\"?\":1}"},
         {"DetokenizeRequest", "DetokenizeRequest", "{\"?\":1}"},
         {"Resampling", "SampleRequest", "{\"resampling\":{\"?\":1}}"},
@@ -311,6 +453,10 @@ static void test_description(const struct engine_info *info)
         {"FactorTwist", "SampleRequest", "{\"twist\":{\"type\":\"factor\",\"?\":1}}"},
         {"PotentialTwist", "SampleRequest", "{\"twist\":{\"type\":\"potential\",\"?\":1}}"},
         {"LearnedTwist", "SampleRequest", "{\"twist\":{\"type\":\"learned\",\"?\":1}}"},
+        {"Rejection", "BoundsRequest", "{\"targets\":{\"source\":\"rejection\",\"?\":1}}"},
+        {"LinearHead", "LearnRequest", "{\"name\":\"a\",\"head\":{\"type\":\"linear\",\"?\":1}}"},
+        {"MlpHead", "LearnRequest", "{\"name\":\"a\",\"head\":{\"type\":\"mlp\",\"?\":1}}"},
+        {"Condition", "LearnRequest", "{\"name\":\"a\",\"condition\":{\"?\":1}}"},
         {"TextSegment", "SampleRequest", "{\"segments\":[{\"text\":\"a\",\"?\":1}]}"},
         {"ObserveSegment", "SampleRequest", "{\"segments\":[{\"observe\":\"a\",\"?\":1}]}"},
         {"SampleSegment", "SampleRequest", "{\"segments\":[{\"sample\":\"a\",\"?\":1}]}"},
@@ -337,25 +483,35 @@ static void test_description(const struct engine_info *info)
     json_decref(document);
 }
 
-/* Every example of a request in the description is one. */
-static void test_examples(const struct engine_info *info)
+static void test_examples_of(const json_t *document, const char *path, const char *request,
+                             const struct engine_info *info)
 {
-    size_t len;
-    const char *text = openapi_json(&len), *name;
-    json_t *document = json_loadb(text, len, 0, NULL), *value, *examples;
-    json_unpack(document, "{s{s{s{s{s{s{s:o}}}}}}}", "paths", "/v1/sample", "post", "requestBody",
+    const char *name;
+    json_t *value, *examples = NULL;
+    json_unpack((json_t *)document, "{s{s{s{s{s{s{s:o}}}}}}}", "paths", path, "post", "requestBody",
                 "content", "application/json", "examples", &examples);
-    EXPECT(json_object_size(examples) >= 4);
+    EXPECT(json_object_size(examples) >= 2);
     json_object_foreach(examples, name, value)
     {
         struct err err = {0};
         char *body = json_dumps(json_object_get(value, "value"), 0);
-        if (ask("SampleRequest", body, info, &err)) {
-            fprintf(stderr, "example %s: %s\n", name, err.msg);
+        if (ask(request, body, info, &err)) {
+            fprintf(stderr, "example %s of %s: %s\n", name, path, err.msg);
             check_failures++;
         }
         free(body);
     }
+}
+
+/* Every example of a request in the description is one. */
+static void test_examples(const struct engine_info *info)
+{
+    size_t len;
+    const char *text = openapi_json(&len);
+    json_t *document = json_loadb(text, len, 0, NULL);
+    test_examples_of(document, "/v1/sample", "SampleRequest", info);
+    test_examples_of(document, "/v1/bounds", "BoundsRequest", info);
+    test_examples_of(document, "/v1/twists", "LearnRequest", info);
     json_decref(document);
 }
 
@@ -364,10 +520,12 @@ int main(void)
     struct tiny_info tiny;
     tiny_open(&tiny, TINY_BOS);
     test_events();
+    test_study_events();
     test_edges();
     test_errors();
     test_answers();
     test_models(&tiny.info);
+    test_twists();
     test_locale();
     test_description(&tiny.info);
     tiny.info.context = 2000; /* the examples are for larger models */
