@@ -124,6 +124,8 @@ int potentials_read(const struct reader *, const json_t *value, struct job *j);
 /* Do they fit into the context behind texts of up to `longest` tokens, prompt included? */
 int potentials_fit(const struct reader *, const json_t *value, const struct job *j,
                    int64_t longest);
+/* Bytes of the judges' templates, filled in with so many prompts of so many bytes in all. */
+size_t templates_filled(const struct job *j, size_t n_prompts, size_t prompts_len);
 /* Refuse those that can exceed 1. who: what needs a probability. */
 int potentials_bounded(const struct reader *, const json_t *value, const struct job *j,
                        const char *who);

@@ -52,9 +52,11 @@ static int count_prompts(const struct reader *r, const struct draft *d)
     return 0;
 }
 
-static struct prompt get_prompt(const struct learn *l, int i)
+/* Make prompt i the job's own. */
+static void set_prompt(struct job *j, int i)
 {
-    return (struct prompt){l->prompts[i], l->prompt_text[i], l->prompt_text_len[i]};
+    const struct learn *l = &j->learn;
+    prompt_set(j, &(struct prompt){l->prompts[i], l->prompt_text[i], l->prompt_text_len[i]});
 }
 
 static int read_prompts(const struct reader *r, const struct draft *d, struct job *j)
@@ -76,21 +78,22 @@ static int read_prompts(const struct reader *r, const struct draft *d, struct jo
         l->prompt_text_len[i] = p.len;
     }
     l->n_prompts = n;
-    prompt_set(j, &(struct prompt){l->prompts[0], l->prompt_text[0], l->prompt_text_len[0]});
+    set_prompt(j, 0);
     return 0;
 }
 
-/* Each prompt fills in each template: all of it together is no more text than a request may have.
- */
+/* Every prompt fills in every template, to be tokenized: no more text than a request may have. */
 static int check_templates(const struct reader *r, const struct job *j)
 {
-    size_t n = (size_t)j->learn.n_prompts, text = 0;
-    for (int i = 0; i < j->n_potentials; i++)
-        text += j->potentials[i].type == POTENTIAL_JUDGE ? j->potentials[i].judge.template_len : 0;
-    if (text <= r->info->limits.max_body / n)
+    size_t prompts = 0, max = r->info->limits.max_body;
+    for (int i = 0; i < j->learn.n_prompts; i++)
+        prompts += j->learn.prompt_text_len[i];
+    size_t filled = templates_filled(j, (size_t)j->learn.n_prompts, prompts);
+    if (filled <= max)
         return 0;
-    return err_field(r->err, "potential", "templates of %zu bytes are too long for %zu prompts",
-                     text, n);
+    return err_field(r->err, "potential",
+                     "templates of %zu bytes, filled in with %d prompts, exceed the limit %zu",
+                     filled, j->learn.n_prompts, max);
 }
 
 /* Does every prompt fit? The potentials look at the job's own, so each is that for a moment. */
@@ -101,8 +104,7 @@ static int check_fit(const struct reader *r, const struct draft *d, struct job *
     if (check_templates(r, j))
         return -1;
     for (int i = j->learn.n_prompts - 1; i >= 0; i--) {
-        struct prompt p = get_prompt(&j->learn, i);
-        prompt_set(j, &p);
+        set_prompt(j, i);
         if (fit_check(r, d, j, prompt_place(d, i), longest, why))
             return -1;
     }

@@ -9,6 +9,8 @@
 #include "../core/tokenizer.h"
 #include "draft.h"
 
+enum { TEMPLATE_PLACES_MAX = 16 };
+
 /* No sum of weighted terms may reach infinity by itself. */
 #define NUMBER_MAX 1e6
 
@@ -112,9 +114,27 @@ static int read_regex(const struct reader *r, struct place at, const struct pote
     return regex_open(&out->regex.regex, d->pattern.s, d->pattern.len, here.s, r->err);
 }
 
-static bool holds(struct text t, const char *word)
+static size_t occurrences(const char *s, size_t len, const char *word)
 {
-    return t.len && memmem(t.s, t.len, word, strlen(word));
+    size_t n = 0;
+    for (const char *end = s + len, *at; (at = memmem(s, (size_t)(end - s), word, strlen(word)));) {
+        s = at + strlen(word);
+        n++;
+    }
+    return n;
+}
+
+/* A template asks about the text, and is not much longer than it when filled in. */
+static int check_template(const struct reader *r, struct place at, struct text t)
+{
+    size_t texts = occurrences(t.s, t.len, "{text}");
+    size_t places = texts + occurrences(t.s, t.len, "{prompt}");
+    if (!texts)
+        return err_field(r->err, at.s, "does not contain {text}");
+    if (places > TEMPLATE_PLACES_MAX)
+        return err_field(r->err, at.s, "%zu times {text} and {prompt} exceed the limit %d", places,
+                         TEMPLATE_PLACES_MAX);
+    return 0;
 }
 
 static int read_judge(const struct reader *r, struct place at, const struct potential_draft *d,
@@ -122,8 +142,8 @@ static int read_judge(const struct reader *r, struct place at, const struct pote
 {
     struct place against = place_field(at, "against");
     size_t n = json_array_size(d->against), max = (size_t)r->info->limits.max_completions;
-    if (!holds(d->template, "{text}"))
-        return err_field(r->err, place_field(at, "template").s, "does not contain {text}");
+    if (check_template(r, place_field(at, "template"), d->template))
+        return -1;
     if (d->against && !json_is_array(d->against))
         return wrong_type(r, against, "an array", d->against);
     if (n > max)
@@ -335,6 +355,20 @@ static int64_t judge_length(const struct reader *r, struct place at, const struc
     free(t.ids);
     buf_free(&filled);
     return n;
+}
+
+size_t templates_filled(const struct job *j, size_t n_prompts, size_t prompts_len)
+{
+    size_t bytes = 0;
+    for (int i = 0; i < j->n_potentials; i++) {
+        const struct potential *p = &j->potentials[i];
+        if (p->type != POTENTIAL_JUDGE)
+            continue;
+        const char *s = p->judge.template_text;
+        size_t len = p->judge.template_len;
+        bytes += n_prompts * len + prompts_len * occurrences(s, len, "{prompt}");
+    }
+    return bytes;
 }
 
 static int check_length(const struct reader *r, struct place at, int64_t n)

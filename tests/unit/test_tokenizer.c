@@ -457,8 +457,16 @@ static void test_eos(void)
     must_open(v, "gpt2");
     EXPECT_INT(tokenizer_eos(v->t, &eos), 3);
     EXPECT(eos[0] == 256 && eos[1] == 258 && eos[2] == 259);
+    EXPECT_INT(tokenizer_eos_id(v->t), 259);
     EXPECT(tokenizer_is_eos(v->t, 258) && !tokenizer_is_eos(v->t, 257));
     EXPECT_INT(tokenizer_bos(v->t), -1);
+    close_vocab(v);
+
+    add_letters(v);
+    add(v, "<|end|>", CONTROL, 0);
+    add(v, "<|im_end|>", CONTROL, 0);
+    must_open(v, "gpt2"); /* none is named */
+    EXPECT_INT(tokenizer_eos_id(v->t), 256);
     close_vocab(v);
 }
 
@@ -488,6 +496,7 @@ static void test_minimal(void)
     must_open(v, "llama");
     EXPECT_STR(piece(v->t, 1, false), "A");
     EXPECT_STR(ids_of(v->t, "A", 0), "1");
+    EXPECT_INT(tokenizer_eos_id(v->t), -1);
     close_vocab(v);
 
     for (int i = 0; i < 2; i++) {
