@@ -125,7 +125,7 @@ static int check_json(struct reader *r, const struct setting *s, const char *nam
     json_t *value = json_loads(text, JSON_DECODE_ANY | JSON_REJECT_DUPLICATES, &why);
     if (!value)
         return err_set(r->err, ERR_INVALID, "%s: not JSON: %s", name, why.text);
-    bool ok = s->kind == SETTING_JSON || json_is_number(value);
+    bool ok = s->kind != SETTING_NUMBER || json_is_number(value);
     json_decref(value);
     return ok ? 0 : err_set(r->err, ERR_INVALID, "%s: \"%s\" is not a number", name, text);
 }
@@ -149,6 +149,10 @@ static int read_value(struct reader *r, const struct setting *s, const char *nam
         if (!is_choice(s->arg, text))
             return err_set(r->err, ERR_INVALID, "%s: \"%s\" is not one of %s", name, text, s->arg);
         break;
+    case SETTING_TWIST:
+        if (!setting_is_object(text))
+            break;
+        /* fallthrough */
     case SETTING_NUMBER:
     case SETTING_JSON:
         if (check_json(r, s, name, text))
@@ -210,10 +214,10 @@ static int read_flag(struct reader *r, int argc, char **argv, int *at)
 
 static int add_argument(struct reader *r, char *text)
 {
-    int room = r->command == CONFIG_SAMPLE; /* its prompt */
-    if (r->c->n_args == room)
+    bool prompt = r->command & (CONFIG_SAMPLE | CONFIG_BOUNDS), name = r->command == CONFIG_TWISTS;
+    if (r->c->n_args == (prompt || name) && r->command != CONFIG_LEARN) /* it takes many prompts */
         return err_set(r->err, ERR_INVALID, "\"%s\": unexpected argument%s", text,
-                       room ? "; the prompt is one argument, so quote it" : " (see --help)");
+                       prompt ? "; the prompt is one argument, so quote it" : " (see --help)");
     r->c->args[r->c->n_args++] = text;
     return 0;
 }
@@ -348,6 +352,18 @@ static int read_defaults(struct reader *r)
     return 0;
 }
 
+static int check_needed(const struct config *c, enum config_command command, struct err *err)
+{
+    if (c->help || c->print_config)
+        return 0;
+    if (command & ENGINE_COMMANDS && !c->model)
+        return err_set(err, ERR_INVALID, "--model: is missing; name a .gguf file (see --help)");
+    if (command & (CONFIG_LEARN | CONFIG_TWISTS) && !c->twist_dir)
+        return err_set(err, ERR_INVALID,
+                       "--twist-dir: is missing; name the folder of twists (see --help)");
+    return 0;
+}
+
 int config_read(struct config *out, enum config_command command, int argc, char **argv,
                 struct err *err)
 {
@@ -356,9 +372,7 @@ int config_read(struct config *out, enum config_command command, int argc, char 
     *out = (struct config){0};
     if (read_flags(&r, argc, argv) || read_environment(&r) || read_file(&r) || read_defaults(&r))
         return -1;
-    if (!out->model && !out->help && !out->print_config)
-        return err_set(err, ERR_INVALID, "--model: is missing; name a .gguf file (see --help)");
-    return 0;
+    return check_needed(out, command, err);
 }
 
 void config_free(struct config *c)

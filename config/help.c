@@ -28,6 +28,24 @@ static const struct page {
      "Measure the engine on this machine: rows a second of the forward pass alone and of sampling, "
      "and where the time of a step goes.",
      "    clotho bench --model model.gguf --particles 1,16,64,256\n"},
+    {CONFIG_BOUNDS, "clotho bounds --model PATH [flags] \"prompt\"",
+     "Bound the log of a posterior's normalising constant from below and, where exact draws of it "
+     "are given or found, from above, and say how far the proposal and the posterior are apart. "
+     "It runs without a server.",
+     "    clotho bounds --model model.gguf --particles 4,16,64 --repeats 8 --max-draws 10000 \\\n"
+     "        --max-tokens 8 --potential '{\"type\":\"contains\",\"text\":\"sea\"}' \"Once\"\n"
+     "    clotho bounds --model model.gguf --twist-dir twists --twist sea --plot sea.svg ... \n"},
+    {CONFIG_LEARN,
+     "clotho twist learn --model PATH --twist-dir DIR --name NAME [flags] \"prompt\"...",
+     "Learn a twist for a potential and one or more prompts, without a server, and save it in the "
+     "folder of twists. Stopped early, it leaves the folder as it was at the last checkpoint.",
+     "    clotho twist learn --model model.gguf --twist-dir twists --name sea --updates 500 \\\n"
+     "        --max-tokens 8 --potential '{\"type\":\"contains\",\"text\":\"sea\"}' \\\n"
+     "        --plot curves.svg \"Once upon a time\" \"There was\"\n"},
+    {CONFIG_TWISTS, "clotho twist list|show NAME|remove NAME --twist-dir DIR [flags]",
+     "List the learned twists of a folder, say all that is known of one, or remove one.",
+     "    clotho twist list --twist-dir twists\n"
+     "    clotho twist show sea --twist-dir twists --json\n"},
 };
 
 static const struct page *page_of(enum config_command command)
@@ -117,6 +135,7 @@ static void print_value(const struct config *c, const struct setting *s)
         break;
     case SETTING_STRING:
     case SETTING_JSON:
+    case SETTING_TWIST:
         print_quoted(*(const char *const *)value);
         break;
     case SETTING_CHOICE:

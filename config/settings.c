@@ -11,8 +11,18 @@
     }
 #define RANGE(low, high) .min = (low), .max = (high)
 
-enum { SERVE = CONFIG_SERVE, SAMPLE = CONFIG_SAMPLE, BENCH = CONFIG_BENCH };
-enum { EVERY = ALL_COMMANDS, RUNS_ALONE = SAMPLE | BENCH };
+enum {
+    SERVE = CONFIG_SERVE,
+    SAMPLE = CONFIG_SAMPLE,
+    BENCH = CONFIG_BENCH,
+    BOUNDS = CONFIG_BOUNDS,
+    LEARN = CONFIG_LEARN,
+    TWISTS = CONFIG_TWISTS,
+
+    EVERY = ENGINE_COMMANDS,
+    DRAWS = SAMPLE | BOUNDS,
+    WEIGHS = DRAWS | LEARN, /* has a prior and a potential */
+};
 
 const struct setting settings[] = {
     SECTION("The model and the device", EVERY),
@@ -38,6 +48,15 @@ const struct setting settings[] = {
      .help = "Rows of one forward pass: particles that take a token, and tokens of prompts."},
     {"max-running-particles", SETTING_INT, EVERY, AT(max_running_particles), "1024",
      RANGE(1, 1 << 20), .arg = "N", .help = "Particles of all running requests together."},
+
+    SECTION("Learned twists", ALL_COMMANDS),
+    {"twist-dir", SETTING_STRING, ALL_COMMANDS, AT(twist_dir), .arg = "DIR",
+     .help =
+         "The folder of learned twists, one file each. Default: none, and then none can be used "
+         "or learned."},
+    {"twist-memory", SETTING_SIZE, EVERY, AT(twist_memory), "1G", RANGE(1 << 20, INT64_C(1) << 44),
+     .arg = "SIZE",
+     .help = "Memory for the twists in use, and for learning. Used only with --twist-dir."},
 
     SECTION("The server", SERVE),
     {"host", SETTING_STRING, SERVE, AT(host), "127.0.0.1", .arg = "ADDRESS",
@@ -88,49 +107,90 @@ const struct setting settings[] = {
     {"limit-pattern", SETTING_INT, EVERY, AT(max_pattern), "4096", RANGE(1, 1 << 20),
      .arg = "BYTES", .help = "A regular expression."},
 
-    SECTION("The request", SAMPLE),
-    {"particles", SETTING_NUMBER, SAMPLE, AT(sample.particles), .arg = "K", .field = "particles",
+    SECTION("The twist", LEARN),
+    {"name", SETTING_STRING, LEARN, AT(request.name), .arg = "NAME", .field = "name",
+     .help = "Its name, by which requests ask for it. One that is there is replaced. Required."},
+    {"method", SETTING_STRING, LEARN, AT(request.method), .arg = "ctl|rl|sixo|fudge|dpg",
+     .field = "method", .help = "How it is learned. Default: ctl."},
+    {"head", SETTING_STRING, LEARN, AT(request.head), .arg = "linear|mlp", .field = "head.type",
+     .help = "What it is on top of the model. Default: linear."},
+    {"layers", SETTING_NUMBER, LEARN, AT(request.layers), .arg = "N", .field = "head.layers",
+     .help = "Layers of an mlp. Default: 3."},
+    {"hidden", SETTING_NUMBER, LEARN, AT(request.hidden), .arg = "N", .field = "head.hidden",
+     .help = "Width of an mlp. Default: 768."},
+    {"updates", SETTING_NUMBER, LEARN, AT(request.updates), .arg = "N", .field = "updates",
+     .help = "Steps of Adam; each takes the next prompt. Default: 100."},
+    {"learning-rate", SETTING_NUMBER, LEARN, AT(request.learning_rate), .arg = "X",
+     .field = "learning_rate", .help = "Of Adam. Default: 0.001."},
+    {"condition-tokens", SETTING_NUMBER, LEARN, AT(request.condition_tokens), .arg = "N",
+     .field = "condition.tokens",
+     .help = "Learn one twist for all endings of N tokens instead of one for a potential."},
+    {"condition-batch", SETTING_NUMBER, LEARN, AT(request.condition_batch), .arg = "N",
+     .field = "condition.batch",
+     .help = "Endings of an update; they share its particles. Default: 8."},
+    {"checkpoint", SETTING_NUMBER, LEARN, AT(request.checkpoint), .arg = "N", .field = "checkpoint",
+     .help = "Save after every N updates. Default: 0, at the end only."},
+    {"bounds", SETTING_NUMBER, LEARN, AT(request.bounds), .arg = "N", .field = "bounds",
+     .help = "Bound log Z after every N updates; 0 is never. Default: ten times."},
+
+    SECTION("The request", WEIGHS),
+    {"particles", SETTING_NUMBER, SAMPLE, AT(request.particles), .arg = "K", .field = "particles",
      .help = "Samples to draw together; more is closer to the posterior. Default: 16."},
-    {"max-tokens", SETTING_NUMBER, SAMPLE, AT(sample.max_tokens), .arg = "TOKENS",
+    {"particles", SETTING_NUMBER, LEARN, AT(request.particles), .arg = "K", .field = "particles",
+     .help = "Samples of an update. Default: 64."},
+    {"particles", SETTING_STRING, BOUNDS, AT(populations), "16", .arg = "LIST",
+     .help = "Particles of a run, or several such numbers, separated by commas."},
+    {"repeats", SETTING_NUMBER, BOUNDS, AT(request.repeats), .arg = "N", .field = "repeats",
+     .help = "Runs for each bound. Default: 4."},
+    {"targets", SETTING_JSON, BOUNDS | LEARN, AT(request.targets), .arg = "JSON",
+     .field = "targets",
+     .help = "Exact draws of the posterior, to bound from above or to learn from: an array of "
+             "continuations."},
+    {"max-draws", SETTING_NUMBER, BOUNDS | LEARN, AT(request.max_draws), .arg = "N",
+     .field = "targets.max_draws",
+     .help = "Find exact draws instead, by rejection, with at most N draws of the prior."},
+    {"max-tokens", SETTING_NUMBER, WEIGHS, AT(request.max_tokens), .arg = "TOKENS",
      .field = "max_tokens", .help = "The longest continuation. Default: 64."},
-    {"min-tokens", SETTING_NUMBER, SAMPLE, AT(sample.min_tokens), .arg = "TOKENS",
+    {"min-tokens", SETTING_NUMBER, WEIGHS, AT(request.min_tokens), .arg = "TOKENS",
      .field = "min_tokens", .help = "The prior does not end a text before it. Default: 0."},
-    {"ignore-eos", SETTING_BOOL, SAMPLE, AT(sample.ignore_eos), .field = "ignore_eos",
+    {"ignore-eos", SETTING_BOOL, WEIGHS, AT(request.ignore_eos), .field = "ignore_eos",
      .help = "The prior never ends a text."},
-    {"stop", SETTING_STRING, SAMPLE, AT(sample.stop), .arg = "TEXT", .field = "stop",
+    {"stop", SETTING_STRING, WEIGHS, AT(request.stop), .arg = "TEXT", .field = "stop",
      .help = "A sample ends right after it first contains this text."},
-    {"temperature", SETTING_NUMBER, SAMPLE, AT(sample.temperature), .arg = "X",
+    {"temperature", SETTING_NUMBER, WEIGHS, AT(request.temperature), .arg = "X",
      .field = "temperature",
      .help = "Of the prior; 0 leaves it the likeliest token alone. Default: 1."},
-    {"top-k", SETTING_NUMBER, SAMPLE, AT(sample.top_k), .arg = "N", .field = "top_k",
+    {"top-k", SETTING_NUMBER, WEIGHS, AT(request.top_k), .arg = "N", .field = "top_k",
      .help = "The prior keeps the N likeliest tokens. Default: 0, all."},
-    {"top-p", SETTING_NUMBER, SAMPLE, AT(sample.top_p), .arg = "X", .field = "top_p",
+    {"top-p", SETTING_NUMBER, WEIGHS, AT(request.top_p), .arg = "X", .field = "top_p",
      .help = "The prior keeps the smallest set of tokens whose probability reaches X. Default: 1, "
              "all."},
-    {"seed", SETTING_STRING, SAMPLE, AT(sample.seed), .arg = "N", .field = "seed",
-     .help = "A 64-bit integer; the same one gives the same samples. Default: drawn, and "
+    {"seed", SETTING_STRING, WEIGHS, AT(request.seed), .arg = "N", .field = "seed",
+     .help = "A 64-bit integer; the same one gives the same answer. Default: drawn, and "
              "reported."},
-    {"potential", SETTING_JSON, SAMPLE, AT(sample.potential), .arg = "JSON", .field = "potential",
+    {"potential", SETTING_JSON, WEIGHS, AT(request.potential), .arg = "JSON", .field = "potential",
      .help = "What the samples are weighted by: an object or an array of them, as in the API, such "
              "as '{\"type\":\"continuation\",\"text\":\" The end.\"}'."},
-    {"twist", SETTING_JSON, SAMPLE, AT(sample.twist), .arg = "JSON", .field = "twist",
-     .help = "What guides them on the way, such as '{\"type\":\"potential\",\"every\":4}'. "
-             "Default: nothing."},
-    {"proposal", SETTING_STRING, SAMPLE, AT(sample.proposal), .arg = "auto|base|twist",
+    {"twist", SETTING_TWIST, DRAWS, AT(request.twist), .arg = "NAME|JSON", .field = "twist",
+     .help = "What guides them on the way: the name of a learned twist, or an object such as "
+             "'{\"type\":\"potential\",\"every\":4}'. Default: nothing."},
+    {"proposal", SETTING_STRING, DRAWS, AT(request.proposal), .arg = "auto|base|twist",
      .field = "proposal", .help = "Where tokens are drawn from. Default: auto."},
-    {"resampling", SETTING_JSON, SAMPLE, AT(sample.resampling), .arg = "JSON",
+    {"resampling", SETTING_JSON, WEIGHS, AT(request.resampling), .arg = "JSON",
      .field = "resampling",
-     .help = "Default: '{\"scheme\":\"systematic\",\"ess_threshold\":0.5}'."},
-    {"segments", SETTING_JSON, SAMPLE, AT(sample.segments), .arg = "JSON", .field = "segments",
+     .help =
+         "Default: '{\"scheme\":\"systematic\",\"ess_threshold\":0.5}', and to learn a threshold "
+         "of 0."},
+    {"segments", SETTING_JSON, SAMPLE, AT(request.segments), .arg = "JSON", .field = "segments",
      .help = "A template with several holes instead of one continuation."},
-    {"special", SETTING_BOOL, SAMPLE, AT(sample.special), .field = "special",
-     .help = "Read special tokens that are written out in the prompt, such as <|im_end|>, as "
+    {"special", SETTING_BOOL, WEIGHS, AT(request.special), .field = "special",
+     .help = "Read special tokens that are written out in texts, such as <|im_end|>, as "
              "tokens."},
-    {"logprobs", SETTING_BOOL, SAMPLE, AT(sample.logprobs), .field = "logprobs",
+    {"logprobs", SETTING_BOOL, SAMPLE, AT(request.logprobs), .field = "logprobs",
      .help = "Report the log-probability of every token (with --json)."},
 
     SECTION("What is measured", BENCH),
-    {"particles", SETTING_STRING, BENCH, AT(bench_particles), "1,16,64,256", .arg = "LIST",
+    {"particles", SETTING_STRING, BENCH, AT(populations), "1,16,64,256", .arg = "LIST",
      .help = "Populations to run, separated by commas."},
     {"prompt-tokens", SETTING_INT, BENCH, AT(prompt_tokens), "32", RANGE(1, 1 << 20),
      .arg = "TOKENS", .help = "Length of the prompt."},
@@ -139,16 +199,22 @@ const struct setting settings[] = {
     {"repeat", SETTING_INT, BENCH, AT(repeat), "3", RANGE(1, 1000), .arg = "N",
      .help = "Runs of each line; their median is shown."},
 
-    SECTION("Output", RUNS_ALONE),
-    {"json", SETTING_BOOL, RUNS_ALONE, AT(json), .help = "One JSON object a line, no table."},
+    SECTION("Output", ALL_COMMANDS & ~SERVE),
+    {"json", SETTING_BOOL, ALL_COMMANDS & ~SERVE, AT(json),
+     .help = "One JSON object a line, no table."},
+    {"plot", SETTING_STRING, BOUNDS, AT(plot), .arg = "FILE",
+     .help = "Draw the bounds against the particles, as SVG: with and without resampling, for the "
+             "base proposal and, if there is one, that of the twist. Each is run."},
+    {"plot", SETTING_STRING, LEARN, AT(plot), .arg = "FILE",
+     .help = "Draw the learning curves, as SVG."},
 
-    SECTION("Settings and help", EVERY),
-    {"config", SETTING_STRING, EVERY, AT(config), .weakest = FROM_ENVIRONMENT, .arg = "FILE",
+    SECTION("Settings and help", ALL_COMMANDS),
+    {"config", SETTING_STRING, ALL_COMMANDS, AT(config), .weakest = FROM_ENVIRONMENT, .arg = "FILE",
      .help = "Read settings from a YAML file of \"flag: value\" lines, without the dashes. "
              "Settings of another command in it are left alone."},
-    {"print-config", SETTING_BOOL, EVERY, AT(print_config), .weakest = FROM_FLAG,
+    {"print-config", SETTING_BOOL, ALL_COMMANDS, AT(print_config), .weakest = FROM_FLAG,
      .help = "Print all settings in force as such a file, and exit."},
-    {"help", SETTING_BOOL, EVERY, AT(help), .weakest = FROM_FLAG,
+    {"help", SETTING_BOOL, ALL_COMMANDS, AT(help), .weakest = FROM_FLAG,
      .help = "Print this page, and exit."},
 };
 

@@ -16,7 +16,6 @@
 #include "commands.h"
 
 enum {
-    MAX_LINES = 16,
     MAX_DRAWN = 1 << 24, /* tokens of a run */
     LEXICON = 64,
     WARM_UP_TOKENS = 4,
@@ -382,23 +381,6 @@ static void print_json_line(int k, const double v[N_FIELDS])
 
 /* ---- set-up ---- */
 
-static int parse_counts(const char *list, int counts[MAX_LINES], struct err *err)
-{
-    int n = 0;
-    for (const char *s = list;; s++) {
-        char *end;
-        long k = strtol(s, &end, 10);
-        if (end == s || k < 1 || k > MAX_DRAWN || (*end && *end != ','))
-            return err_field(err, "particles", "\"%s\" is not a list of counts like 1,16,64", list);
-        if (n == MAX_LINES)
-            return err_field(err, "particles", "more than %d counts", MAX_LINES);
-        counts[n++] = (int)k;
-        s = end;
-        if (!*s)
-            return n;
-    }
-}
-
 static int make_prompt(struct bench *b, int n, struct err *err)
 {
     int flags = TOKENIZE_START;
@@ -441,7 +423,7 @@ static int bench(struct bench *b, const struct config *c, const int *counts, int
 static int bench_config(const struct config *c, struct err *err)
 {
     struct bench b = {.seed = 1};
-    int counts[MAX_LINES], n = parse_counts(c->bench_particles, counts, err);
+    int counts[MAX_POPULATIONS], n = command_populations(c, counts, err);
     if (n < 0)
         return -1;
     if (c->tokens < 2 || c->tokens > c->max_tokens)
@@ -451,7 +433,7 @@ static int bench_config(const struct config *c, struct err *err)
             return err_field(err, "particles", "%d is more than fits", counts[i]);
     struct engine_opts opts = command_engine_opts(c);
     opts.max_queue = 1; /* one run at a time */
-    if (engine_open(&b.engine, &opts, err) != 0)
+    if (command_open_twists(c, false, err) || engine_open(&b.engine, &opts, err) != 0)
         return -1;
     int rc = bench(&b, c, counts, n, err);
     engine_close(b.engine);

@@ -1,68 +1,15 @@
 /* clotho sample: one posterior request on the engine without HTTP. On a terminal a line on stderr
  * says how far it is; then a table of the weighted samples, the heaviest first. */
-#include <pthread.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
-#include "../proto/event_json.h"
 #include "../proto/request.h"
 #include "commands.h"
-#include "event_queue.h"
+#include "local.h"
 
-enum { INTERRUPTED = 130, POLL_MS = 100, LOADING_MS = 10, TABLE_ROWS = 40 };
-
-/* ------------------------------------------------------- events, from the engine's thread */
-
-struct mailbox {
-    pthread_mutex_t lock; /* of all */
-    pthread_cond_t changed;
-    struct event_queue inbox;
-    bool closed;
-};
-
-static int take_event(void *user, const struct event *e)
-{
-    struct mailbox *m = user;
-    pthread_mutex_lock(&m->lock);
-    event_queue_add(&m->inbox, e);
-    pthread_cond_signal(&m->changed);
-    pthread_mutex_unlock(&m->lock);
-    return 0;
-}
-
-static void take_closed(void *user)
-{
-    struct mailbox *m = user;
-    pthread_mutex_lock(&m->lock);
-    m->closed = true;
-    pthread_cond_signal(&m->changed);
-    pthread_mutex_unlock(&m->lock);
-}
-
-/* Wait a moment for events; they are swapped into the used-up `taken`. False: there will be none
- * any more. */
-static bool fetch(struct mailbox *m, struct event_queue *taken)
-{
-    struct timespec until;
-    clock_gettime(CLOCK_REALTIME, &until);
-    until.tv_nsec += POLL_MS * 1000000L;
-    until.tv_sec += until.tv_nsec / 1000000000L;
-    until.tv_nsec %= 1000000000L;
-    pthread_mutex_lock(&m->lock);
-    if (event_queue_is_empty(&m->inbox) && !m->closed)
-        pthread_cond_timedwait(&m->changed, &m->lock, &until);
-    struct event_queue empty = *taken;
-    event_queue_clear(&empty);
-    *taken = m->inbox;
-    m->inbox = empty;
-    bool more = !m->closed || !event_queue_is_empty(taken);
-    pthread_mutex_unlock(&m->lock);
-    return more;
-}
+enum { TABLE_ROWS = 40 };
 
 /* ------------------------------------------------------- what is shown */
 
@@ -77,7 +24,6 @@ struct show {
     int max_steps;
     struct row *row;
     int n_rows, particles;
-    bool failed; /* the last event so far was not `done` */
 };
 
 /* One line whatever the text holds. */
@@ -159,8 +105,13 @@ static void show_progress(const struct show *s, const struct event *e)
                 e->step.log_z);
 }
 
-static void show_event(struct show *s, const struct event *e)
+static void show_event(void *user, const struct event *e)
 {
+    struct show *s = user;
+    if (s->json) {
+        local_print(e);
+        return;
+    }
     switch (e->type) {
     case EVENT_STEP:
         show_progress(s, e);
@@ -173,9 +124,6 @@ static void show_event(struct show *s, const struct event *e)
         print_done(s, e);
         break;
     case EVENT_ERROR:
-        clear_progress(s);
-        fprintf(stderr, "clotho: %s\n", e->error.msg);
-        break;
     case EVENT_START:
     case EVENT_RESAMPLE:
     case EVENT_SCORE:
@@ -185,50 +133,7 @@ static void show_event(struct show *s, const struct event *e)
     }
 }
 
-static void print_json(const struct event *e)
-{
-    struct buf line = {0};
-    event_json(&line, e);
-    puts(line.data);
-    fflush(stdout);
-    buf_free(&line);
-}
-
 /* ------------------------------------------------------- the run */
-
-static volatile sig_atomic_t interrupted;
-
-static void on_interrupt(int signal)
-{
-    (void)signal;
-    interrupted = 1;
-}
-
-/* Show everything until the engine has nothing more to say. */
-static void follow(struct mailbox *m, struct show *s)
-{
-    struct event_queue taken = {0};
-    struct event e;
-    while (!interrupted && fetch(m, &taken))
-        while (event_queue_next(&taken, &e)) {
-            if (s->json)
-                print_json(&e);
-            else
-                show_event(s, &e);
-            s->failed = e.type != EVENT_DONE;
-        }
-    event_queue_free(&taken);
-    if (interrupted)
-        clear_progress(s);
-}
-
-static int wait_ready(struct engine *engine, struct err *err)
-{
-    struct timespec pause = {.tv_nsec = LOADING_MS * 1000000L};
-    while (!interrupted && engine_state(engine) == ENGINE_LOADING)
-        nanosleep(&pause, NULL);
-    return interrupted ? 0 : engine_wait_ready(engine, err);
-}
 
 static int longest(const struct job *job)
 {
@@ -239,60 +144,44 @@ static int longest(const struct job *job)
     return n;
 }
 
-static int submit(struct engine *engine, const struct config *c, struct show *show,
-                  struct sink sink, struct err *err)
+static int make_job(struct job **out, const struct config *c, const struct engine_info *info,
+                    struct err *err)
 {
-    struct job *job;
     struct request_opts opts;
-    uint64_t handle;
-    char *body = config_sample_body(c, err);
+    char *body = config_request_body(c, CONFIG_SAMPLE, err);
     if (!body)
         return -1;
-    int failed = request_sample(&job, &opts, body, strlen(body), engine_info(engine), err);
+    int failed = request_sample(out, &opts, body, strlen(body), info, err);
     free(body);
-    if (failed)
+    return failed;
+}
+
+static int run(struct local *l, const struct config *c, struct show *show, struct err *err)
+{
+    struct job *job;
+    if (make_job(&job, c, local_info(l), err))
         return -1;
     show->max_steps = longest(job);
     show->particles = job->particles;
-    if (engine_submit(engine, job, sink, &handle, err)) {
-        job_free(job);
-        return -1;
-    }
-    return 0;
-}
-
-/* The engine is closed before the mailbox that it writes to goes. */
-static int run(const struct config *c, struct mailbox *m, struct show *show)
-{
-    struct engine *engine = NULL;
-    struct engine_opts opts = command_engine_opts(c);
-    struct err err;
-    opts.max_queue = 1;
-    if (!show->progress)
-        opts.log = NULL;
-    int failed =
-        engine_open(&engine, &opts, &err) || wait_ready(engine, &err) ||
-        (!interrupted && submit(engine, c, show, (struct sink){take_event, take_closed, m}, &err));
-    if (failed)
-        fprintf(stderr, "clotho: %s\n", err.msg);
-    else
-        follow(m, show);
-    engine_close(engine);
-    return interrupted ? INTERRUPTED : failed || show->failed;
+    return local_run(l, job, show_event, show, err);
 }
 
 static int sample(const struct config *c)
 {
-    struct mailbox m = {.lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
     struct show show = {.json = c->json, .progress = !c->json && isatty(STDERR_FILENO)};
-    struct sigaction on = {.sa_handler = on_interrupt, .sa_flags = (int)SA_RESETHAND};
-    sigaction(SIGINT, &on, NULL); /* the second one finds the default action */
-    int status = run(c, &m, &show);
+    struct local *l = NULL;
+    struct err err;
+    int failed = command_open_twists(c, false, &err) || local_open(&l, c, show.progress, &err) ||
+                 (!local_interrupted() && run(l, c, &show, &err));
+    if (failed || local_interrupted())
+        clear_progress(&show);
+    if (failed)
+        fprintf(stderr, "clotho: %s\n", err.msg);
+    local_close(l);
     for (int i = 0; i < show.n_rows; i++)
         free(show.row[i].text);
     free(show.row);
-    event_queue_free(&m.inbox);
-    return status;
+    return local_interrupted() ? LOCAL_INTERRUPTED : failed;
 }
 
 int command_sample(int argc, char **argv)

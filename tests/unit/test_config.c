@@ -53,7 +53,7 @@ static void test_defaults(void)
     EXPECT(!c.help && !c.print_config);
     config_free(&c);
     EXPECT_INT(read_line(&c, "bench --model m", &err), 0);
-    EXPECT_STR(c.bench_particles, "1,16,64,256");
+    EXPECT_STR(c.populations, "1,16,64,256");
     EXPECT(!c.host); /* not its business */
     config_free(&c);
 }
@@ -74,7 +74,7 @@ static void test_forms(void)
     EXPECT_INT(c.max_body, 1 << 20);
     config_free(&c);
     EXPECT_INT(read_line(&c, "sample --model m --json --ignore-eos=off -- --prompt", &err), 0);
-    EXPECT(c.json && !c.sample.ignore_eos);
+    EXPECT(c.json && !c.request.ignore_eos);
     EXPECT_INT(c.n_args, 1);
     EXPECT_STR(c.args[0], "--prompt");
     config_free(&c);
@@ -201,12 +201,12 @@ static void test_overridden(void)
     config_free(&c);
 }
 
-static void test_sample_body(void)
+static void test_request_body(void)
 {
     struct config c;
     struct err err;
     EXPECT_INT(read_line(&c, "sample --model m", &err), 0);
-    char *body = config_sample_body(&c, &err);
+    char *body = config_request_body(&c, CONFIG_SAMPLE, &err);
     EXPECT_STR(body, "{}");
     free(body);
     config_free(&c);
@@ -216,7 +216,7 @@ static void test_sample_body(void)
                          "--potential {\"type\":\"contains\",\"text\":\"x\"} --proposal base hi",
                          &err),
                0);
-    body = config_sample_body(&c, &err);
+    body = config_request_body(&c, CONFIG_SAMPLE, &err);
     EXPECT_STR(body, "{\"particles\":64,\"ignore_eos\":true,\"stop\":\"\\\"\",\"temperature\":0.5,"
                      "\"seed\":\"9223372036854775807\","
                      "\"potential\":{\"type\":\"contains\",\"text\":\"x\"},\"proposal\":\"base\","
@@ -224,11 +224,11 @@ static void test_sample_body(void)
     free(body);
     config_free(&c);
     EXPECT_INT(read_line(&c, "sample --model m \xff", &err), 0);
-    EXPECT(!config_sample_body(&c, &err));
+    EXPECT(!config_request_body(&c, CONFIG_SAMPLE, &err));
     EXPECT_STR(err.msg, "the prompt is not valid UTF-8");
     config_free(&c);
     EXPECT_INT(read_line(&c, "sample --model m --stop \xff", &err), 0);
-    EXPECT(!config_sample_body(&c, &err));
+    EXPECT(!config_request_body(&c, CONFIG_SAMPLE, &err));
     EXPECT_STR(err.msg, "--stop: is not valid UTF-8");
     config_free(&c);
 }
@@ -331,7 +331,7 @@ int main(void)
     test_environment();
     test_file();
     test_overridden();
-    test_sample_body();
+    test_request_body();
     test_help();
     test_print_config();
     test_example();
