@@ -35,6 +35,8 @@ struct call *call_open(struct http *http, const struct service *service, struct 
     c->started = stream_clock();
     log_clean(c->path, sizeof c->path, uri);
     c->path[strcspn(c->path, "?")] = '\0';
+    const char *nul = strstr(uri, "%00");
+    c->has_nul = nul && (size_t)(nul - uri) < strcspn(uri, "?");
     return c;
 }
 
@@ -114,7 +116,7 @@ static void add_cors_headers(const struct call *c, struct MHD_Response *r)
     MHD_add_response_header(r, "Access-Control-Expose-Headers", "X-Request-Id, Retry-After");
     if (strcmp(c->method, "OPTIONS") != 0)
         return;
-    MHD_add_response_header(r, "Access-Control-Allow-Methods", "GET, POST, OPTIONS");
+    MHD_add_response_header(r, "Access-Control-Allow-Methods", "GET, POST, DELETE, OPTIONS");
     MHD_add_response_header(r, "Access-Control-Allow-Headers",
                             "Authorization, Content-Type, X-Api-Key, X-Request-Id");
     MHD_add_response_header(r, "Access-Control-Max-Age", "86400");
@@ -317,14 +319,20 @@ static void refuse_body_size(struct call *c)
 
 static void check_route(struct call *c, const char *method, const char *path)
 {
-    const char *allow;
+    const char *allow, *name;
     bool options = strcmp(method, "OPTIONS") == 0;
-    c->route = route_find(method, path, &allow);
-    if (c->route)
+    if (c->has_nul) {
+        refuse(c, 404, "not_found_error", NULL, "no path has a NUL in it");
         return;
+    }
+    c->route = route_find(method, path, &name, &allow);
+    if (c->route) {
+        snprintf(c->name, sizeof c->name, "%s", name ? name : "");
+        return;
+    }
     c->refusal.allow = allow;
     if (options && strcmp(path, "*") == 0)
-        c->refusal.allow = "GET, HEAD, POST, OPTIONS";
+        c->refusal.allow = "GET, HEAD, POST, DELETE, OPTIONS";
     if (options && c->refusal.allow)
         c->refusal.status = MHD_HTTP_NO_CONTENT;
     else if (allow)

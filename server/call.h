@@ -35,10 +35,13 @@ struct call {
     struct http *http;
     struct link *link; /* its connection */
     struct MHD_Connection *connection;
-    const struct route *route;  /* NULL: no such path or method */
-    char method[16], path[128]; /* for the log: cut, and cleaned */
+    const struct route *route;     /* NULL: no such path or method */
+    char name[TWIST_NAME_MAX + 2]; /* what stands for {name} in the path; one that is too long for
+                                    * a twist is cut, but stays too long */
+    char method[16], path[128];    /* for the log: cut, and cleaned */
     char id[REQUEST_ID_MAX + 1];
     double started, deadline;
+    bool has_nul; /* in its path, which ends there for libmicrohttpd */
     bool has_headers, http_1_1, is_answered;
     struct buf body;
     size_t discarded; /* bytes of the body of a refused request */

@@ -238,11 +238,11 @@ static int bind_port(struct http *h, struct err *err)
 
 static struct metrics *open_metrics(void)
 {
-    const char *paths[64];
+    struct metrics_endpoint endpoints[64];
     CHECK(n_routes <= 64);
     for (int i = 0; i < n_routes; i++)
-        paths[i] = routes[i].path;
-    return metrics_open(paths, n_routes);
+        endpoints[i] = (struct metrics_endpoint){routes[i].method, routes[i].path};
+    return metrics_open(endpoints, n_routes);
 }
 
 int http_open(struct http **out, const struct config *config, struct err *err)

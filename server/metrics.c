@@ -18,7 +18,7 @@ static const int codes[] = {200, 204, 400, 401, 404, 405, 411, 413, 414,
 enum { N_CODES = sizeof codes / sizeof *codes };
 
 struct endpoint_metrics {
-    const char *name;
+    struct metrics_endpoint of;
     uint64_t requests[N_CODES];
     struct histogram duration, first_event;
 };
@@ -30,7 +30,7 @@ struct metrics {
     uint64_t slow_clients;
 };
 
-struct metrics *metrics_open(const char *const *endpoint, int n)
+struct metrics *metrics_open(const struct metrics_endpoint *endpoint, int n)
 {
     struct metrics *m = calloc(1, sizeof *m);
     CHECK(m && "out of memory");
@@ -38,8 +38,8 @@ struct metrics *metrics_open(const char *const *endpoint, int n)
     m->endpoint = calloc((size_t)m->n, sizeof *m->endpoint);
     CHECK(m->endpoint && "out of memory");
     for (int i = 0; i < n; i++)
-        m->endpoint[i].name = endpoint[i];
-    m->endpoint[n].name = "other";
+        m->endpoint[i].of = endpoint[i];
+    m->endpoint[n].of = (struct metrics_endpoint){"any", "other"};
     return m;
 }
 
@@ -122,7 +122,7 @@ static uint64_t observations(const struct histogram *h)
     return n;
 }
 
-/* labels: `endpoint="/v1/sample",` with its comma, or "". */
+/* labels: `endpoint="/v1/sample",method="POST",` with its comma, or "". */
 static void histogram_lines(struct buf *out, const char *name, const char *labels,
                             const struct histogram *h)
 {
@@ -149,7 +149,8 @@ static void endpoint_histograms(struct buf *out, const struct metrics *m, const 
     for (int i = 0; i < m->n; i++) {
         const struct histogram *h = (const void *)((const char *)&m->endpoint[i] + member);
         char labels[128];
-        snprintf(labels, sizeof labels, "endpoint=\"%s\",", m->endpoint[i].name);
+        snprintf(labels, sizeof labels, "endpoint=\"%s\",method=\"%s\",", m->endpoint[i].of.path,
+                 m->endpoint[i].of.method);
         if (observations(h))
             histogram_lines(out, name, labels, h);
     }
@@ -161,9 +162,10 @@ static void request_metrics(struct buf *out, const struct metrics *m)
     for (int i = 0; i < m->n; i++)
         for (int c = 0; c < N_CODES; c++)
             if (m->endpoint[i].requests[c])
-                buf_printf(out, "clotho_requests_total{endpoint=\"%s\",code=\"%d\"} %llu\n",
-                           m->endpoint[i].name, codes[c],
-                           (unsigned long long)m->endpoint[i].requests[c]);
+                buf_printf(
+                    out, "clotho_requests_total{endpoint=\"%s\",method=\"%s\",code=\"%d\"} %llu\n",
+                    m->endpoint[i].of.path, m->endpoint[i].of.method, codes[c],
+                    (unsigned long long)m->endpoint[i].requests[c]);
     endpoint_histograms(out, m, "request_duration_seconds",
                         offsetof(struct endpoint_metrics, duration),
                         "From a request's first line to the end of its answer.");
@@ -221,6 +223,8 @@ static void work_metrics(struct buf *out, const struct engine_stats *s)
     counter(out, "forced_tokens_total", s->forced_tokens, "Given tokens that were scored.");
     counter(out, "recomputed_tokens_total", s->recomputed_tokens, "Tokens read once more.");
     counter(out, "steps_total", s->steps, "Forward passes.");
+    counter(out, "learning_updates_total", s->learning_updates, "Updates of twists being learned.");
+    counter(out, "bounds_runs_total", s->bounds_runs, "Runs that gave a bound on log Z.");
     counter(out, "resamples_total", s->resamples, "Populations resampled.");
     counter(out, "extinctions_total", s->extinctions, "Populations in which every particle died.");
 }
@@ -249,6 +253,9 @@ static void load_metrics(struct buf *out, const struct engine_stats *s, int conn
     gauge(out, "requests_running", s->jobs_running, "Requests in the batch.");
     gauge(out, "requests_waiting", s->jobs_waiting, "Requests in the queue.");
     gauge(out, "particles_active", s->particles, "Particles of the running requests.");
+    gauge(out, "twists_loaded", s->twists_loaded, "Learned twists in the device's memory.");
+    gauge(out, "twist_memory_bytes", (double)s->twist_bytes_used,
+          "Memory of loaded twists and of learning.");
     gauge(out, "kv_pages", s->kv_pages_total, "Pages of the KV cache.");
     gauge(out, "kv_pages_used", s->kv_pages_used, "Pages that hold something.");
     gauge(out, "kv_pages_shared", s->kv_pages_shared, "Pages that several sequences hold.");

@@ -5,8 +5,12 @@
 
 struct metrics;
 
-/* Endpoints are named by their path; n of them, borrowed, and one more "other". */
-struct metrics *metrics_open(const char *const *endpoint, int n);
+struct metrics_endpoint { /* borrowed */
+    const char *method, *path;
+};
+
+/* n endpoints, and one more "other". */
+struct metrics *metrics_open(const struct metrics_endpoint *, int n);
 void metrics_close(struct metrics *);
 
 /* endpoint: 0..n-1, or n for other. code: the HTTP status, 499 if the client left before one. */

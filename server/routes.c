@@ -68,7 +68,10 @@ static bool wants_sse(const struct call *c)
     return accept && strstr(accept, "text/event-stream");
 }
 
-static enum MHD_Result post_sample(struct call *c)
+/* A job whose events are streamed, unless the request says otherwise. */
+static enum MHD_Result
+post_streamed(struct call *c, int (*request)(struct job **, struct request_opts *, const char *body,
+                                             size_t len, const struct engine_info *, struct err *))
 {
     if (c->stream)
         return answer_whole(c);
@@ -79,9 +82,24 @@ static enum MHD_Result post_sample(struct call *c)
     struct job *job;
     struct request_opts opts;
     struct err err;
-    if (request_sample(&job, &opts, c->body.data, c->body.len, info, &err))
+    if (request(&job, &opts, c->body.data, c->body.len, info, &err))
         return call_fail(c, &err);
     return submit(c, job, !opts.stream ? STREAM_WHOLE : wants_sse(c) ? STREAM_SSE : STREAM_LINES);
+}
+
+static enum MHD_Result post_sample(struct call *c)
+{
+    return post_streamed(c, request_sample);
+}
+
+static enum MHD_Result post_bounds(struct call *c)
+{
+    return post_streamed(c, request_bounds);
+}
+
+static enum MHD_Result post_twists(struct call *c)
+{
+    return post_streamed(c, request_learn);
 }
 
 static enum MHD_Result post_score(struct call *c)
@@ -145,6 +163,60 @@ static enum MHD_Result get_models(struct call *c)
     return call_reply(c, MHD_HTTP_OK, json_type, &json);
 }
 
+/* ------------------------------------------------------- learned twists: files, no job */
+
+/* Answers 404 unless there can be a twist of this name. */
+static bool need_twist(struct call *c, enum MHD_Result *answered)
+{
+    struct err err;
+    if (c->service->config->twist_dir && twist_name_ok(c->name))
+        return true;
+    err_set(&err, ERR_NOT_FOUND, "there is no twist \"%s\"", c->name);
+    *answered = call_fail(c, &err);
+    return false;
+}
+
+static enum MHD_Result get_twists(struct call *c)
+{
+    const char *dir = c->service->config->twist_dir;
+    struct twist_file *files = NULL;
+    struct buf json = {0};
+    struct err err;
+    int n = dir ? twist_list(&files, dir, &err) : 0;
+    if (n < 0)
+        return call_fail(c, &err);
+    twists_json(&json, files, n);
+    free(files);
+    return call_reply(c, MHD_HTTP_OK, json_type, &json);
+}
+
+static enum MHD_Result get_twist(struct call *c)
+{
+    enum MHD_Result answered;
+    struct twist_file file;
+    struct buf json = {0};
+    struct err err;
+    if (!need_twist(c, &answered))
+        return answered;
+    if (twist_stat(&file, c->service->config->twist_dir, c->name, &err))
+        return call_fail(c, &err);
+    twist_json(&json, &file);
+    return call_reply(c, MHD_HTTP_OK, json_type, &json);
+}
+
+static enum MHD_Result delete_twist(struct call *c)
+{
+    enum MHD_Result answered;
+    struct buf json = {0};
+    struct err err;
+    if (!need_twist(c, &answered))
+        return answered;
+    if (twist_remove(c->service->config->twist_dir, c->name, &err))
+        return call_fail(c, &err);
+    twist_removed_json(&json, c->name);
+    return call_reply(c, MHD_HTTP_OK, json_type, &json);
+}
+
 /* ------------------------------------------------------- health, description, page */
 
 static enum MHD_Result get_health(struct call *c)
@@ -194,6 +266,11 @@ static enum MHD_Result get_metrics(struct call *c)
 const struct route routes[] = {
     {"POST", "/v1/sample", post_sample, false},
     {"POST", "/v1/score", post_score, false},
+    {"POST", "/v1/bounds", post_bounds, false},
+    {"POST", "/v1/twists", post_twists, false},
+    {"GET", "/v1/twists", get_twists, false},
+    {"GET", "/v1/twists/{name}", get_twist, false},
+    {"DELETE", "/v1/twists/{name}", delete_twist, false},
     {"GET", "/v1/models", get_models, false},
     {"POST", "/tokenize", post_tokenize, false},
     {"POST", "/detokenize", post_detokenize, false},
@@ -206,17 +283,47 @@ const struct route routes[] = {
 };
 const int n_routes = (int)(sizeof routes / sizeof *routes);
 
-const struct route *route_find(const char *method, const char *path, const char **allow)
+/* What a path may be asked for, by the methods that are in the table. */
+enum { KNOWS_GET = 1, KNOWS_POST = 2, KNOWS_DELETE = 4 };
+static const char *const allows[] = {
+    [KNOWS_GET] = "GET, HEAD, OPTIONS",
+    [KNOWS_POST] = "POST, OPTIONS",
+    [KNOWS_GET | KNOWS_POST] = "GET, HEAD, POST, OPTIONS",
+    [KNOWS_GET | KNOWS_DELETE] = "GET, HEAD, DELETE, OPTIONS",
+};
+
+static int method_bit(const char *method)
 {
-    *allow = NULL;
+    return strcmp(method, "GET") == 0    ? KNOWS_GET
+           : strcmp(method, "POST") == 0 ? KNOWS_POST
+                                         : KNOWS_DELETE;
+}
+
+static bool has_path(const struct route *r, const char *path, const char **name)
+{
+    size_t fixed = strcspn(r->path, "{");
+    *name = NULL;
+    if (!r->path[fixed])
+        return strcmp(r->path, path) == 0;
+    if (strncmp(r->path, path, fixed) != 0 || !path[fixed] || strchr(path + fixed, '/'))
+        return false;
+    *name = path + fixed;
+    return true;
+}
+
+const struct route *route_find(const char *method, const char *path, const char **name,
+                               const char **allow)
+{
+    int known = 0;
     if (strcmp(method, "HEAD") == 0)
         method = "GET";
     for (int i = 0; i < n_routes; i++) {
-        if (strcmp(routes[i].path, path) != 0)
+        if (!has_path(&routes[i], path, name))
             continue;
         if (strcmp(routes[i].method, method) == 0)
             return &routes[i];
-        *allow = strcmp(routes[i].method, "GET") == 0 ? "GET, HEAD, OPTIONS" : "POST, OPTIONS";
+        known |= method_bit(routes[i].method);
     }
+    *allow = allows[known];
     return NULL;
 }

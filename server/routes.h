@@ -5,7 +5,8 @@
 #include "call.h"
 
 struct route {
-    const char *method, *path;
+    const char *method;
+    const char *path; /* as in the metrics; "{name}" at its end is any one part */
     enum MHD_Result (*handle)(struct call *); /* with the whole body there; again after a resume */
     bool open;                                /* needs no key */
 };
@@ -13,6 +14,8 @@ struct route {
 extern const struct route routes[];
 extern const int n_routes;
 
-/* The route, HEAD being GET without the body. NULL: none, and then *allow names the path's methods
- * ("GET, HEAD, OPTIONS"), or is NULL when nothing has that path. */
-const struct route *route_find(const char *method, const char *path, const char **allow);
+/* The route, HEAD being GET without the body, and what stands for {name} (a place in path, or
+ * NULL). NULL: none, and then *allow names the path's methods ("GET, HEAD, OPTIONS"), or is NULL
+ * when nothing has that path. */
+const struct route *route_find(const char *method, const char *path, const char **name,
+                               const char **allow);

@@ -115,7 +115,7 @@ static int watch(struct http *http, struct engine *engine, const struct config *
         ready = state == ENGINE_READY;
         watched = watch_if_due(http, watched);
     }
-    if (ready)
+    if (engine_state(engine) == ENGINE_READY) /* maybe since the last look */
         drain(http, engine, c->drain_seconds);
     return 0;
 }
@@ -127,8 +127,8 @@ static int serve(const struct config *c)
     struct err err;
     struct engine_opts opts = command_engine_opts(c);
     int status = 1;
-    if (http_open(&http, c, &err) || engine_open(&engine, &opts, &err) ||
-        http_start(http, engine, &err))
+    if (command_open_twists(c, false, &err) || http_open(&http, c, &err) ||
+        engine_open(&engine, &opts, &err) || http_start(http, engine, &err))
         log_line(LOG_ERROR, "%s", err.msg);
     else
         status = watch(http, engine, c);

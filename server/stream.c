@@ -83,11 +83,12 @@ static void cut_off(struct stream *s)
 
 /* ------------------------------------------------------- the engine's side */
 
-/* Only steps pile up without bound. The answer itself is bounded by the request's limits, comes in
- * one burst, and is never the reason to cut a client off. */
+/* Only progress piles up without bound. The answer itself is bounded by the request's limits, comes
+ * in one burst, and is never the reason to cut a client off. */
 static bool is_progress(const struct event *e)
 {
-    return e->type == EVENT_STEP || e->type == EVENT_RESAMPLE;
+    return e->type == EVENT_STEP || e->type == EVENT_RESAMPLE || e->type == EVENT_BOUND ||
+           e->type == EVENT_UPDATE;
 }
 
 static int take_event(void *user, const struct event *e)

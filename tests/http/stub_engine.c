@@ -8,9 +8,15 @@
  *   fail=N     an error event instead of step N
  *   vanish=N   the job ends without a last event at step N
  *   die=N      the device fails at step N
+ *   dead=N     lower bounds are minus infinity with fewer than N particles
+ *
+ * Steps of bounds are runs, of learning updates; the numbers it says are simple ones: log Z is -2,
+ * bounds are off by one over the particles, by four times that without resampling, and all that
+ * twice from the base proposal. What was learned is saved.
  *
  * STUB_LOAD_MS is how long loading takes, STUB_LOAD_FAILS makes it fail, STUB_RUNNING is how many
  * jobs run at a time. */
+#include <math.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -28,7 +34,7 @@ struct stub_job {
     bool cancelled, started, stopped; /* stopped: by its sink */
     int step, steps;
     double submitted, due;
-    long us, text, fail, vanish, die;
+    long us, text, fail, vanish, die, dead;
 };
 
 struct engine {
@@ -98,6 +104,44 @@ static int say_step(struct stub_job *j)
     return j->job->ev_step && tell(j, &ev);
 }
 
+/* How far bounds are from log Z. */
+static double slack(const struct job *job)
+{
+    double off = (job->ess_threshold > 0 ? 1.0 : 4.0) / job->particles;
+    return job->base_proposal ? 2 * off : off;
+}
+
+static double lower_bound(const struct stub_job *j)
+{
+    return j->job->particles < j->dead ? -INFINITY : -2 - slack(j->job);
+}
+
+static bool has_targets(const struct job *job)
+{
+    return job->targets.n || job->targets.max_draws;
+}
+
+static int say_bound(struct stub_job *j, bool upper, double log_z)
+{
+    struct event ev = {.type = EVENT_BOUND, .bound = {upper, log_z}};
+    return tell(j, &ev);
+}
+
+static int say_bounds(struct stub_job *j)
+{
+    return say_bound(j, false, lower_bound(j)) ||
+           (has_targets(j->job) && say_bound(j, true, -2 + slack(j->job)));
+}
+
+static int say_update(struct stub_job *j)
+{
+    double n = j->step;
+    struct event ev = {.type = EVENT_UPDATE,
+                       .update = {j->step, 1 / n, -2 - 1 / n, j->job->particles - 1 / n}};
+    int every = j->job->learn.bounds;
+    return tell(j, &ev) || (every && j->step % every == 0 && say_bounds(j));
+}
+
 static int say_resample(struct stub_job *j)
 {
     int32_t ancestors[4096] = {0};
@@ -147,11 +191,29 @@ static int say_scores(struct stub_job *j)
 static int say_done(struct stub_job *j)
 {
     struct event ev = {.type = EVENT_DONE,
-                       .done = {.log_z = -0.125 * j->step,
+                       .done = {.kind = j->job->kind,
+                                .log_z = -0.125 * j->step,
                                 .ess = 1,
                                 .prompt_tokens = j->job->prompt_ids.n,
                                 .completion_tokens = (int64_t)j->step * j->job->particles,
                                 .sample_seconds = now() - j->submitted}};
+    return tell(j, &ev);
+}
+
+static int say_bounds_done(struct stub_job *j)
+{
+    const struct event_mean unknown = {NAN, NAN, 0};
+    double off = slack(j->job), low = lower_bound(j);
+    int n = j->job->repeats;
+    bool up = has_targets(j->job);
+    struct event ev = {.type = EVENT_DONE,
+                       .done = {.kind = JOB_BOUNDS,
+                                .lower = {low, isfinite(low) ? 0.05 : NAN, n},
+                                .upper = up ? (struct event_mean){-2 + off, 0.05, n} : unknown,
+                                .kl_q_sigma = up ? (struct event_mean){off, 0.01, n} : unknown,
+                                .kl_sigma_q = up ? (struct event_mean){2 * off, 0.01, n} : unknown,
+                                .gap = up ? -2 + off - low : NAN,
+                                .prompt_tokens = j->job->prompt_ids.n}};
     return tell(j, &ev);
 }
 
@@ -160,6 +222,60 @@ static int say_error(struct stub_job *j, const char *why)
     struct event ev = {.type = EVENT_ERROR};
     err_set(&ev.error, ERR_INTERNAL, "%s", why);
     return tell(j, &ev);
+}
+
+static int say_learned(const struct engine *e, struct stub_job *j)
+{
+    struct err err;
+    struct twist_spec *spec = &j->job->learn.spec;
+    spec->log_z = -2;
+    struct twist *twist = twist_new(spec);
+    CHECK(twist);
+    int failed = twist_save(twist, e->info.twist_dir, &err);
+    twist_free(twist);
+    if (failed)
+        return say_error(j, err.msg);
+    struct event ev = {.type = EVENT_DONE,
+                       .done = {.kind = JOB_LEARN,
+                                .log_z = -2,
+                                .name = spec->name,
+                                .updates = spec->updates,
+                                .prompt_tokens = j->job->prompt_ids.n}};
+    return tell(j, &ev);
+}
+
+static int count_steps(const struct job *job)
+{
+    switch (job->kind) {
+    case JOB_SAMPLE:
+        return job->segments[0].max_tokens;
+    case JOB_BOUNDS:
+        return job->repeats;
+    case JOB_LEARN:
+        return job->learn.spec.updates;
+    case JOB_SCORE:
+        break;
+    }
+    return 0;
+}
+
+static int say_one_step(struct stub_job *j)
+{
+    if (j->job->kind == JOB_BOUNDS)
+        return say_bounds(j);
+    if (j->job->kind == JOB_LEARN)
+        return say_update(j);
+    return say_step(j) || (j->step % 8 == 0 && say_resample(j));
+}
+
+static void say_answer(const struct engine *e, struct stub_job *j)
+{
+    if (j->job->kind == JOB_BOUNDS)
+        say_bounds_done(j);
+    else if (j->job->kind == JOB_LEARN)
+        say_learned(e, j);
+    else if (!(j->job->kind == JOB_SCORE ? say_scores(j) : say_samples(j)))
+        say_done(j);
 }
 
 /* One step of a job. Returns nonzero when it is over. */
@@ -176,9 +292,8 @@ static int advance(struct engine *e, struct stub_job *j)
     if (j->step == j->vanish)
         return 1;
     if (j->step <= j->steps)
-        return say_step(j) || (j->step % 8 == 0 && say_resample(j));
-    if (!(j->job->kind == JOB_SCORE ? say_scores(j) : say_samples(j)))
-        say_done(j);
+        return say_one_step(j);
+    say_answer(e, j);
     return 1;
 }
 
@@ -205,6 +320,8 @@ static void run_due(struct engine *e)
             over = dies || advance(e, j);
             pthread_mutex_lock(&e->lock);
             j->due = now() + 1e-6 * (double)j->us;
+            e->stats.learning_updates += j->job->kind == JOB_LEARN && j->step <= j->steps;
+            e->stats.bounds_runs += j->job->kind == JOB_BOUNDS && j->step <= j->steps;
             if (dies) {
                 e->state = ENGINE_FAILED;
                 err_set(&e->failure, ERR_INTERNAL, "the device failed");
@@ -291,10 +408,13 @@ int engine_open(struct engine **out, const struct engine_opts *opts, struct err 
         free(e);
         return -1;
     }
-    snprintf(e->info.model, sizeof e->info.model, "stub");
+    snprintf(e->info.model, sizeof e->info.model, "%s", opts->alias ? opts->alias : "stub");
     snprintf(e->info.device, sizeof e->info.device, "no device");
     snprintf(e->info.fingerprint, sizeof e->info.fingerprint, "0123456789abcdef");
     e->info.limits = opts->limits;
+    snprintf(e->info.twist_dir, sizeof e->info.twist_dir, "%s",
+             opts->twist_dir ? opts->twist_dir : "");
+    e->info.twist_bytes = opts->twist_bytes;
     e->info.context = 1 << 20;
     pthread_mutex_init(&e->lock, NULL);
     pthread_cond_init(&e->changed, NULL);
@@ -368,7 +488,8 @@ int engine_submit(struct engine *e, struct job *job, struct sink sink, uint64_t 
         j->fail = script_number(job, "fail=", 0);
         j->vanish = script_number(job, "vanish=", 0);
         j->die = script_number(job, "die=", 0);
-        j->steps = job->kind == JOB_SCORE ? 0 : job->segments[0].max_tokens;
+        j->dead = script_number(job, "dead=", 0);
+        j->steps = count_steps(job);
         j->due = now() + 1e-3 * (double)script_number(job, "quiet=", 0);
         j->handle = *handle = ++e->last_handle;
         *e->end = j;

@@ -6,7 +6,7 @@ import pytest
 from wire import Wire, ask, get, metric, post, sample, wait_until
 
 GET_ROUTES = ["/health", "/readyz", "/livez", "/v1/models", "/metrics", "/openapi.json", "/"]
-POST_ROUTES = ["/v1/sample", "/v1/score", "/tokenize", "/detokenize"]
+POST_ROUTES = ["/v1/sample", "/v1/score", "/v1/bounds", "/tokenize", "/detokenize"]
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +206,7 @@ def test_unsafe_request_id_is_replaced(server, given):
 
 def test_options(server):
     for path, allow in (("/livez", "GET, HEAD, OPTIONS"), ("/v1/sample", "POST, OPTIONS"),
-                        ("*", "GET, HEAD, POST, OPTIONS")):
+                        ("*", "GET, HEAD, POST, DELETE, OPTIONS")):
         reply = ask(server, get(path, method="OPTIONS"))
         assert (reply.status, reply.headers["allow"]) == (204, allow)
     assert ask(server, get("/nope", method="OPTIONS")).status == 404
@@ -223,6 +223,7 @@ def test_cors_only_when_asked_for(server, stub):
                                 method="OPTIONS"))
     assert preflight.status == 204
     assert "Content-Type" in preflight.headers["access-control-allow-headers"]
+    assert {"POST", "DELETE"} <= set(preflight.headers["access-control-allow-methods"].split(", "))
     any_origin = stub("--cors-origins", "*")
     assert ask(any_origin, sample("", 1, 1)).status == 200
     assert "access-control-allow-origin" in ask(any_origin, get("/livez", origin)).headers
@@ -265,12 +266,14 @@ def test_metrics_page(server):
                    "time_to_first_event_seconds_bucket{", "forward_seconds_total",
                    "smc_seconds_total", "op_seconds_total{", "ess_ratio_bucket{",
                    "forward_rows_bucket{", "kv_pages", "kv_pages_used", "kv_pages_shared",
-                   "resamples_total", "extinctions_total", "jobs_cancelled_total", "build_info{"):
+                   "resamples_total", "extinctions_total", "jobs_cancelled_total", "build_info{",
+                   "learning_updates_total", "bounds_runs_total", "twists_loaded",
+                   "twist_memory_bytes"):
         assert "clotho_" + needed in text
 
 
 def test_metrics_count_requests(server):
-    name = 'clotho_requests_total{endpoint="/livez",code="200"}'
+    name = 'clotho_requests_total{endpoint="/livez",method="GET",code="200"}'
     ask(server, get("/livez"))
     before = metric(server, name)
     for _ in range(3):
