@@ -18,6 +18,8 @@ static const struct command {
 } commands[] = {
     {"serve", "answer requests over HTTP", command_serve},
     {"sample", "draw weighted samples once, without a server", command_sample},
+    {"bounds", "bound a normalising constant, without a server", command_bounds},
+    {"twist", "learn, list, show and remove twists", command_twist},
     {"bench", "measure this machine with a model", command_bench},
     {"version", "print the version", command_version},
     {"help", "print this page", command_help},
