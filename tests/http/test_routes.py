@@ -259,7 +259,8 @@ def test_metrics_page(server):
         if line.startswith("# HELP "):
             helped.add(line.split()[2])
         elif not line.startswith("#"):
-            name = re.match(r"(clotho_[a-z0-9_]+)(\{[^{}]*\})? -?[0-9.e+-]+$", line).group(1)
+            name = re.match(r'(clotho_[a-z0-9_]+)(\{([a-z]+="[^"]*",?)+\})? -?[0-9.e+-]+$',
+                            line).group(1)
             assert name in helped or re.sub("_(bucket|sum|count)$", "", name) in helped
     text = page.body.decode()
     for needed in ("requests_total{", "request_duration_seconds_bucket{", "queue_seconds_count",
