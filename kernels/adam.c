@@ -1,39 +1,11 @@
 /* Adam (Kingma and Ba 2015): bound by memory, eight streams of floats.
  *
  * Where a gradient stays 0 its moments decay until they are denormal, and there they stay: 0.9 of
- * the smallest float is the smallest float. x86 computes with those a hundred times slower, so here
- * they count as 0. */
+ * the smallest float is the smallest float. They count as 0 here (num.h). */
 #include <math.h>
-#ifdef __SSE__
-#include <immintrin.h>
-#endif
 
 #include "cpu_ops.h"
 #include "num.h"
-
-/* Treat denormals as 0 in this thread, or as the mode returned by an earlier call says. */
-#ifdef __SSE__
-static unsigned set_denormals(unsigned mode)
-{
-    unsigned before = _mm_getcsr();
-    _mm_setcsr(mode);
-    return before;
-}
-static unsigned denormals_zero(void)
-{
-    enum { FLUSH_RESULTS = 0x8000, ZERO_OPERANDS = 0x0040 };
-    return set_denormals(_mm_getcsr() | FLUSH_RESULTS | ZERO_OPERANDS);
-}
-#else
-static void set_denormals(unsigned mode)
-{
-    (void)mode;
-}
-static unsigned denormals_zero(void)
-{
-    return 0;
-}
-#endif
 
 struct rates {
     float b1, b2, rest1, rest2; /* rest: 1 - b */
@@ -103,13 +75,13 @@ void CPU_FN(adam)(const struct adam_args *a, size_t n)
     const size_t whole = n / VF * VF;
 #pragma omp parallel if (n > 4096)
     {
-        const unsigned mode = denormals_zero();
+        const unsigned mode = num_denormals_zero();
 #pragma omp for schedule(static)
         for (size_t i = 0; i < whole; i += VF)
             advance_whole(a, &r, i);
 #pragma omp single
         if (whole < n)
             advance_part(a, &r, whole, (int)(n - whole));
-        set_denormals(mode);
+        num_set_denormals(mode);
     }
 }

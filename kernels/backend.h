@@ -33,8 +33,8 @@ struct kv_store; /* keys and values of all layers, in pages */
 
 enum { KV_PAGE = 16 }; /* tokens a page */
 
-/* One horizontal slice of a matrix: `rows` rows of the weight's `in` columns. Host memory; that of a
- * WEIGHT_TABLE is a mapped file, which stays mapped as long as the weight lives, that of a
+/* One horizontal slice of a matrix: `rows` rows of the weight's `in` columns. Host memory; that of
+ * a WEIGHT_TABLE is a mapped file, which stays mapped as long as the weight lives, that of a
  * WEIGHT_LINEAR may go when weight_open has returned. Several slices stack to one weight (q, k, v →
  * one matrix). */
 struct weight_part {
@@ -244,7 +244,7 @@ struct backend_ops {
     /* Between layers of a head: y[i] = activation(x[i]), n rows of dim. x float. */
     int (*activate)(struct backend *, void *y, enum activation, const float *x, int n, int dim);
 
-    /* ---- learning */
+    /* ---- learning: denormal numbers may count as 0 */
 
     /* A WEIGHT_LINEAR weight anew, from float memory: w dev (out, in), row-major. */
     int (*weight_update)(struct backend *, struct weight *, const float *w);

@@ -8,7 +8,8 @@
  * order. B is put in strips as wide as a tile of sums, A in blocks of its height; both lie in the
  * order in which the inner loop wants them. A tile of C goes into registers, DEPTH rows of A and B
  * are added, and it goes back: every element is one chain of additions in the order of rows,
- * wherever tiles, depths and threads end. */
+ * wherever tiles, depths and threads end. Gradients of unlikely tokens may be denormal; they count
+ * as 0 (num.h). */
 #include <omp.h>
 #include <string.h>
 
@@ -117,12 +118,14 @@ static void add_product(const struct product *p, float *strips)
         const int depth = least(GRAD_DEPTH, p->depth - first);
 #pragma omp parallel
         {
+            const unsigned mode = num_denormals_zero();
 #pragma omp for schedule(static)
             for (int k = 0; k < p->columns; k += STRIP)
                 pack_strip(strips + (size_t)k * (size_t)depth, p, first, depth, k);
 #pragma omp for schedule(static)
             for (int r = 0; r < p->rows; r += BLOCK_ROWS)
                 add_block(p, strips, first, depth, r);
+            num_set_denormals(mode);
         }
     }
 }

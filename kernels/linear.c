@@ -50,31 +50,41 @@ static void dequant_row(float *to, const struct weight_part *p, int row, int in)
             to, (size_t)in);
 }
 
-/* One output's row, of an even number of elements, into its panel. */
-static void pack_output(enum act_type type, unsigned char *panel, const float *row, int in, int j)
+/* The rows of 16 outputs, `row` elements long, an even number, into half h of their panel. */
+static void pack_half(enum act_type type, unsigned char *panel, int h, const float *rows,
+                      size_t row)
 {
-    for (int p = 0; 2 * p < in; p++) {
-        int block = p / VF * 2 * VF + j / VF * VF + p % VF;
-        num_put_pair(type == ACT_BF16, panel, (size_t)block, j % VF, row[2 * p], row[2 * p + 1]);
+    for (size_t p = 0; 2 * p < row; p++) {
+        vf a, b;
+        for (size_t j = 0; j < VF; j++) {
+            a[j] = rows[j * row + 2 * p];
+            b[j] = rows[j * row + 2 * p + 1];
+        }
+        num_store_block(type == ACT_BF16, panel, (p / VF * 2 + (size_t)h) * VF + p % VF, a, b);
     }
 }
 
-/* Rows are dequantised one at a time: beside the file and the panels nothing is held. */
+/* 16 outputs are dequantised at a time: beside the file and the panels nothing is held. */
 static int fill_panels(struct panels *w, const struct weight_part *parts)
 {
+    const size_t row = ((size_t)w->in + 1) / 2 * 2;
     int failed = 0;
 #pragma omp parallel reduction(| : failed)
     {
-        float *row = calloc((size_t)w->in + 1, sizeof *row); /* one more for an odd `in` */
-        failed |= !row;
-#pragma omp for schedule(static, PANEL)
-        for (int j = 0; j < w->out; j++)
-            if (row) {
-                dequant_row(row, parts, j, w->in);
-                pack_output(w->type, w->data + (size_t)(j / PANEL) * w->panel_bytes, row, w->in,
-                            j % PANEL);
-            }
-        free(row);
+        float *rows = calloc(VF * row, sizeof *rows); /* an odd `in` is filled up with 0 */
+        failed |= !rows;
+#pragma omp for schedule(static)
+        for (int first = 0; first < w->out; first += VF) {
+            const int n = w->out - first < VF ? w->out - first : VF;
+            if (!rows)
+                continue;
+            for (int j = 0; j < n; j++)
+                dequant_row(rows + (size_t)j * row, parts, first + j, w->in);
+            memset(rows + (size_t)n * row, 0, sizeof *rows * (size_t)(VF - n) * row);
+            pack_half(w->type, w->data + (size_t)(first / PANEL) * w->panel_bytes,
+                      first % PANEL / VF, rows, row);
+        }
+        free(rows);
     }
     return failed ? -1 : 0;
 }
