@@ -5,6 +5,8 @@
 
 void run_say(struct run *r, const struct event *e)
 {
+    r->m->stats.bounds_runs += e->type == EVENT_BOUND;
+    r->m->stats.learning_updates += e->type == EVENT_UPDATE;
     if (!r->failed_sink && r->sink.event(r->sink.user, e) != 0)
         r->failed_sink = true;
 }

@@ -111,6 +111,14 @@ static void clear_progress(const struct bounds *b)
         fputs("\r\033[K", stderr);
 }
 
+static void show_progress(const struct bounds *b)
+{
+    const struct row *r = &b->row[b->n];
+    if (b->progress)
+        fprintf(stderr, "\r\033[K%d particles, %s, %s proposal: %d bounds", r->k, kind_name(r),
+                proposal_name(r), b->n_bounds);
+}
+
 static void take_done(struct row *r, const struct event *e)
 {
     r->lower = e->done.lower;
@@ -123,14 +131,12 @@ static void take_done(struct row *r, const struct event *e)
 static void on_event(void *user, const struct event *e)
 {
     struct bounds *b = user;
-    struct row *r = &b->row[b->n];
     if (b->c->json)
         local_print(e);
     if (e->type == EVENT_DONE)
-        take_done(r, e);
-    if (e->type == EVENT_BOUND && b->progress)
-        fprintf(stderr, "\r\033[K%d particles, %s, %s proposal: %d bounds", r->k, kind_name(r),
-                proposal_name(r), ++b->n_bounds);
+        take_done(&b->row[b->n], e);
+    b->n_bounds += e->type == EVENT_BOUND;
+    show_progress(b);
 }
 
 /* Which of several runs the following events are of. */
@@ -177,6 +183,7 @@ static int run(struct bounds *b, struct job *job, struct err *err)
     b->n_bounds = 0;
     if (b->c->json && b->several)
         print_run(r);
+    show_progress(b);
     int failed = local_run(b->local, job, on_event, b, err);
     clear_progress(b);
     if (failed || local_interrupted())
