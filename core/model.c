@@ -603,20 +603,26 @@ static bool same_twist(const struct model_twist *a, const struct model_twist *b)
     return a->head == b->head && a->condition == b->condition;
 }
 
-/* log ψ of n rows of the chunk from `first` on, by one head. */
-static int twist_rows(struct model *m, const struct model_twist *t, int first, int n)
+int model_head_input(struct model *m, const struct model_twist *t, const void *hidden,
+                     const int32_t *row, int n)
 {
     const struct backend_ops *ops = m->b->ops;
     size_t bytes = (size_t)m->c.dim * act_size(m->b->act);
     void *in = head_input(t->head);
-    const char *h = (const char *)m->w.h_head + (size_t)first * bytes;
-    float *log_psi = m->w.log_psi + (size_t)first * (size_t)m->c.vocab;
     const int32_t *even = m->w.pair, *odd = even + m->chunk, *zero = odd + m->chunk;
     if (!head_spec(t->head)->conditional)
-        return ops->copy_rows(m->b, in, NULL, h, NULL, n, bytes) || head_apply(t->head, log_psi, n);
-    return ops->copy_rows(m->b, in, even, h, NULL, n, bytes) ||
-           ops->copy_rows(m->b, in, odd, t->condition, zero, n, bytes) ||
-           head_apply(t->head, log_psi, n);
+        return ops->copy_rows(m->b, in, NULL, hidden, row, n, bytes);
+    return ops->copy_rows(m->b, in, even, hidden, row, n, bytes) ||
+           ops->copy_rows(m->b, in, odd, t->condition, zero, n, bytes);
+}
+
+/* log ψ of n rows of the chunk from `first` on, by one head. */
+static int twist_rows(struct model *m, const struct model_twist *t, int first, int n)
+{
+    size_t bytes = (size_t)m->c.dim * act_size(m->b->act);
+    const char *h = (const char *)m->w.h_head + (size_t)first * bytes;
+    return model_head_input(m, t, h, NULL, n) ||
+           head_apply(t->head, m->w.log_psi + (size_t)first * (size_t)m->c.vocab, n);
 }
 
 static int twist_chunk(struct model *m, const struct model_twist *twist, int n)
@@ -688,4 +694,19 @@ int model_propose(struct model *m, const struct model_ask *ask, struct propose_o
         CHECK(!t->head || (m->o.twists && head_spec(t->head)->conditional == !!t->condition));
     }
     return propose(m, ask, out) ? device_failed(m, err) : 0;
+}
+
+int model_propose_grad(struct model *m, const struct model_twist *t, const void *hidden,
+                       const int32_t *row, const struct propose_args *asked, const float *coef,
+                       float *dy, int n)
+{
+    const struct backend_ops *ops = m->b->ops;
+    struct propose_args args = *asked;
+    args.logits = m->w.logits;
+    args.twist = m->w.log_psi;
+    size_t bytes = (size_t)m->c.dim * act_size(m->b->act);
+    return ops->copy_rows(m->b, m->w.h_head, NULL, hidden, row, n, bytes) ||
+           ops->linear(m->b, m->w.logits, LINEAR_F32, m->w.h_head, m->head, n) ||
+           model_head_input(m, t, hidden, row, n) || head_apply(t->head, m->w.log_psi, n) ||
+           ops->propose_grad(m->b, &args, coef, dy, n);
 }

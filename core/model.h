@@ -108,3 +108,16 @@ int model_propose(struct model *, const struct model_ask *, struct propose_out *
                   struct err *err);
 
 int model_chunk_rows(const struct model *); /* rows of a chunk */
+
+/* For learning. The input of a head: rows row[i] (dev) of hidden states (dev act (…, dim)), and the
+ * condition with each of them if it is conditional. At most model_chunk_rows. -1: the device
+ * failed. */
+int model_head_input(struct model *, const struct model_twist *, const void *hidden,
+                     const int32_t *row, int n);
+
+/* The same, and the gradient of the rows' forced draws with respect to all log twists, dy dev
+ * (n, vocab), as the operation propose_grad has it. args: rows, whose .twist is their place among
+ * the n, draws, priors and vocab; dev. */
+int model_propose_grad(struct model *, const struct model_twist *, const void *hidden,
+                       const int32_t *row, const struct propose_args *, const float *coef,
+                       float *dy, int n);

@@ -265,7 +265,7 @@ bool run_fits(const struct run *r)
 {
     const struct machine *m = r->m;
     if (r->ops)
-        return m->n_studies < MAX_STUDIES;
+        return m->n_studies < MAX_STUDIES && r->twist_bytes <= machine_twist_bytes_free(m);
     return m->kv_reserved + r->quota <= m->info.n_pages &&
            m->host_reserved + r->host_bytes <= JOB_BYTES &&
            m->particles + r->k <= m->max_particles && free_prior(m) >= 0 &&
@@ -371,12 +371,9 @@ static int merge_lexicons(const struct job *j, int vocab, int32_t **ids, float *
     return n;
 }
 
-/* The run's prior on the device: one block that holds its lists, and its entry in the table. */
-static int upload_prior(struct run *r)
+int run_prior_open(struct machine *m, const struct job *j, struct prior *out, void **memory)
 {
-    struct machine *m = r->m;
     struct backend *b = m->backend;
-    const struct job *j = r->job;
     const int32_t *eos;
     int32_t *psi_id = NULL;
     float *psi = NULL;
@@ -384,8 +381,8 @@ static int upload_prior(struct run *r)
     if (j->twist.type == TWIST_FACTOR)
         n_psi = merge_lexicons(j, m->info.config.vocab, &psi_id, &psi);
     size_t n = 2 * (size_t)j->n_bias + (size_t)n_eos + 2 * (size_t)n_psi;
-    int rc = b->ops->alloc(b, &r->prior_memory, (n + 1) * sizeof(int32_t));
-    char *at = r->prior_memory;
+    int rc = b->ops->alloc(b, memory, (n + 1) * sizeof(int32_t));
+    char *at = *memory;
     struct {
         const void *host;
         int n;
@@ -402,23 +399,31 @@ static int upload_prior(struct run *r)
             rc = b->ops->upload(b, at, list[i].host, bytes);
         at += bytes;
     }
-    r->prior = (struct prior){.temperature = j->temperature,
-                              .top_k = j->top_k,
-                              .top_p = j->top_p,
-                              .bias_id = list[0].dev,
-                              .bias = list[1].dev,
-                              .n_bias = j->n_bias,
-                              .eos_id = list[2].dev,
-                              .n_eos = n_eos,
-                              .psi_id = list[3].dev,
-                              .psi = list[4].dev,
-                              .n_psi = n_psi,
-                              .base_proposal = j->base_proposal};
-    if (rc == 0)
-        rc = b->ops->upload(b, m->priors + r->prior_slot, &r->prior, sizeof r->prior);
+    *out = (struct prior){.temperature = j->temperature,
+                          .top_k = j->top_k,
+                          .top_p = j->top_p,
+                          .bias_id = list[0].dev,
+                          .bias = list[1].dev,
+                          .n_bias = j->n_bias,
+                          .eos_id = list[2].dev,
+                          .n_eos = n_eos,
+                          .psi_id = list[3].dev,
+                          .psi = list[4].dev,
+                          .n_psi = n_psi,
+                          .base_proposal = j->base_proposal};
     free(psi_id);
     free(psi);
     return rc;
+}
+
+/* The run's entry in the table of priors. */
+static int upload_prior(struct run *r)
+{
+    struct machine *m = r->m;
+    struct backend *b = m->backend;
+    if (run_prior_open(m, r->job, &r->prior, &r->prior_memory) != 0)
+        return -1;
+    return b->ops->upload(b, m->priors + r->prior_slot, &r->prior, sizeof r->prior);
 }
 
 /* The condition is a text of its own, from position 0 on. */

@@ -75,6 +75,7 @@ struct run {
     struct run *spawned, **spawned_end; /* its runs that are yet to join the waiting queue … */
     bool in_line;                       /* … where one of them is now */
     int sharing;                        /* runs that share its part of the step being collected */
+    size_t twist_bytes;                 /* of twist memory it takes while it runs */
     bool asleep;
     atomic_bool awake;  /* set by any thread */
     struct run *parent; /* whose run this is; NULL: a client's own job */
@@ -146,7 +147,10 @@ void run_close(struct run *); /* frees the job too; releases all it holds; calls
 bool run_fits(const struct run *);            /* now: pages, particles, slots, twist memory */
 bool run_waits_for_study(const struct run *); /* for twist memory that a study has taken */
 int run_admit(struct run *, struct err *err); /* take them and begin */
-int run_collect(struct run *, int budget);    /* rows it adds to the step */
+/* A job's prior on the device, and the memory of its lists (dev, the caller's to release). -1: the
+ * device failed. */
+int run_prior_open(struct machine *, const struct job *, struct prior *out, void **memory);
+int run_collect(struct run *, int budget); /* rows it adds to the step */
 bool run_drop_cache(struct run *,
                     struct seq *); /* down to what its base gives; whether that freed pages */
 void run_delivered(struct run *, struct seq *); /* one of its sequences has got all it owed */

@@ -15,6 +15,7 @@ const struct study_ops *study_ops_of(enum job_kind kind)
     case JOB_BOUNDS:
         return &bounds_ops;
     case JOB_LEARN:
+        return &learn_ops;
     case JOB_SAMPLE:
     case JOB_SCORE:
         break;
