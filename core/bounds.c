@@ -47,11 +47,11 @@ struct bounds {
     int64_t tokens;
 };
 
-/* Do the populations of this job ever resample? Without a twist all weights are equal until φ is
+/* Do the runs from below ever resample? Without a twist all weights are equal until φ is
  * known, which only a threshold of 1 does not mind. */
-static bool resamples(const struct job *j)
+static bool resamples(const struct run *r)
 {
-    return j->ess_threshold > 0 && (j->twist.type != TWIST_NONE || j->ess_threshold >= 1);
+    return r->ess_threshold > 0 && (r->job->twist.type != TWIST_NONE || r->ess_threshold >= 1);
 }
 
 /* ---- scoring the targets ---- */
@@ -188,7 +188,7 @@ static int begin_runs(struct bounds *b, struct err *err)
     b->stage = RUNNING;
     const struct job *j = b->run->job;
     struct arena *a = &b->run->job->arena;
-    b->draws_of = resamples(j) ? FREE : LOWER;
+    b->draws_of = resamples(b->run) ? FREE : LOWER;
     b->kinds[b->n_kinds++] = LOWER;
     if (b->n_targets)
         b->kinds[b->n_kinds++] = UPPER;

@@ -14,7 +14,7 @@ struct loaded_head {
     char name[TWIST_NAME_MAX + 1];
     uint64_t identity; /* of the file it was read from */
     size_t bytes;
-    int users;
+    int users, studies; /* of the users */
     uint64_t last_use;
 };
 
@@ -33,13 +33,13 @@ static struct loaded_head *find(const struct machine *m, const struct twist_file
 
 /* ---- room ---- */
 
-/* The most that there is for something new, when all heads are closed that are not in use; or all
- * heads, if `later`. */
+/* The most that there is for something new, when all heads are closed that are not in use; if
+ * `later`, those that no study uses. */
 static size_t room(const struct machine *m, bool later)
 {
     size_t bytes = m->info.twist_bytes - m->learning_bytes;
-    for (const struct loaded_head *l = m->heads; l && !later; l = l->next)
-        bytes -= l->users ? l->bytes : 0;
+    for (const struct loaded_head *l = m->heads; l; l = l->next)
+        bytes -= (later ? l->studies : l->users) ? l->bytes : 0;
     return bytes;
 }
 
@@ -154,23 +154,25 @@ static int load(struct machine *m, const struct twist_file *planned, struct load
     return 0;
 }
 
-int machine_take_head(struct machine *m, const struct twist_file *planned, struct head **out,
-                      struct err *err)
+int machine_take_head(struct machine *m, const struct twist_file *planned, bool study,
+                      struct head **out, struct err *err)
 {
     struct loaded_head *l = find(m, planned);
     if (!l && load(m, planned, &l, err) != 0)
         return -1;
     l->users++;
+    l->studies += study;
     *out = l->head;
     return 0;
 }
 
-void machine_give_head(struct machine *m, struct head *head)
+void machine_give_head(struct machine *m, struct head *head, bool study)
 {
     struct loaded_head *l = m->heads;
     while (l->head != head)
         l = l->next;
     l->users--;
+    l->studies -= study;
     l->last_use = m->step;
 }
 

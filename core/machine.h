@@ -135,10 +135,10 @@ int machine_find_twist(const struct machine *, const char *name, struct twist_fi
 
 /* The head of a file as machine_find_twist described it: shared, and loaded if it is not. To be
  * taken only when it fits. ERR_INVALID: the file has been replaced by a twist of another shape. */
-int machine_take_head(struct machine *, const struct twist_file *, struct head **out,
+int machine_take_head(struct machine *, const struct twist_file *, bool study, struct head **out,
                       struct err *err);
-void machine_give_head(struct machine *, struct head *);
-/* Now, or `later`, when only learning still has what it has. */
+void machine_give_head(struct machine *, struct head *, bool study);
+/* Now, or `later`, when only studies still have what they have. */
 bool machine_head_fits(const struct machine *, const struct twist_file *, bool later);
 size_t machine_head_bytes(const struct machine *, const struct twist_spec *);
 int machine_heads(const struct machine *); /* how many are loaded */

@@ -221,6 +221,12 @@ static int plan(struct run *r, struct err *err)
     return plan_pages(r, err);
 }
 
+/* A study has its job's learned twist for its runs, so that all of them have the same. */
+static int plan_study(struct run *r, struct err *err)
+{
+    return plan_twist(r, err) == 0 ? study_plan(r, err) : -1;
+}
+
 int run_open(struct run **out, struct machine *m, struct job *job, struct sink sink,
              struct trace *trace, struct err *err)
 {
@@ -232,7 +238,7 @@ int run_open(struct run **out, struct machine *m, struct job *job, struct sink s
                       .submitted = seconds_now(),
                       .prior_slot = -1};
     r->ops = study_ops_of(job->kind);
-    if ((r->ops ? study_plan(r, err) : plan(r, err)) != 0)
+    if ((r->ops ? plan_study(r, err) : plan(r, err)) != 0)
         return -1;
     CHECK(!trace || (trace->k == r->k && trace->t_max >= r->cap && r->n_holes <= 1));
     *out = r;
@@ -253,23 +259,28 @@ static int free_prior(const struct machine *m)
 /* Is there a learned twist for this run to take? */
 static bool takes_head(const struct run *r)
 {
-    return !r->ops && r->job->twist.type == TWIST_LEARNED && !r->job->twist.head;
+    return r->job->twist.type == TWIST_LEARNED && !r->job->twist.head;
+}
+
+static bool head_fits(const struct run *r, bool later)
+{
+    return !takes_head(r) || machine_head_fits(r->m, &r->twist, later);
 }
 
 bool run_waits_for_study(const struct run *r)
 {
-    return takes_head(r) && !machine_head_fits(r->m, &r->twist, true);
+    return !head_fits(r, true);
 }
 
 bool run_fits(const struct run *r)
 {
     const struct machine *m = r->m;
     if (r->ops)
-        return m->n_studies < MAX_STUDIES && r->twist_bytes <= machine_twist_bytes_free(m);
+        return m->n_studies < MAX_STUDIES && r->twist_bytes <= machine_twist_bytes_free(m) &&
+               head_fits(r, false);
     return m->kv_reserved + r->quota <= m->info.n_pages &&
            m->host_reserved + r->host_bytes <= JOB_BYTES &&
-           m->particles + r->k <= m->max_particles && free_prior(m) >= 0 &&
-           (!takes_head(r) || machine_head_fits(m, &r->twist, false));
+           m->particles + r->k <= m->max_particles && free_prior(m) >= 0 && head_fits(r, false);
 }
 
 static void seq_init(struct run *r, struct seq *s, struct kv_seq *kv, int n_pages, int cap,
@@ -444,13 +455,20 @@ static int open_condition(struct run *r)
     return 0;
 }
 
+static int take_head(struct run *r, struct err *err)
+{
+    if (!takes_head(r))
+        return 0;
+    if (machine_take_head(r->m, &r->twist, r->ops != NULL, &r->head, err) != 0)
+        return -1;
+    r->job->twist.head = r->head;
+    return 0;
+}
+
 static int open_twist(struct run *r, struct err *err)
 {
-    if (takes_head(r)) {
-        if (machine_take_head(r->m, &r->twist, &r->head, err) != 0)
-            return -1;
-        r->job->twist.head = r->head;
-    }
+    if (take_head(r, err) != 0)
+        return -1;
     bool conditional = r->job->twist.head && head_spec(r->job->twist.head)->conditional;
     if (conditional && open_condition(r) != 0)
         return err_set(err, ERR_INTERNAL, "%s", r->m->backend->why);
@@ -461,8 +479,10 @@ int run_admit(struct run *r, struct err *err)
 {
     struct machine *m = r->m;
     r->admitted = seconds_now();
-    if (r->ops)
-        return study_admit(r, err);
+    if (r->ops) {
+        m->n_studies++;
+        return take_head(r, err) == 0 ? study_admit(r, err) : -1;
+    }
     r->prior_slot = free_prior(m);
     m->prior_used[r->prior_slot] = true;
     m->kv_reserved += r->quota;
@@ -495,8 +515,6 @@ static void release(struct run *r)
     kv_truncate(m->pool, &r->root_kv, 0);
     if (r->condition.kv)
         kv_truncate(m->pool, r->condition.kv, 0);
-    if (r->head)
-        machine_give_head(m, r->head);
     m->backend->ops->release(m->backend, r->condition_memory);
     m->backend->ops->release(m->backend, r->prior_memory);
     m->prior_used[r->prior_slot] = false;
@@ -509,8 +527,12 @@ void run_close(struct run *r)
 {
     if (r->prior_slot >= 0)
         release(r);
-    if (r->ops)
+    if (r->ops) {
         study_close(r);
+        r->m->n_studies -= r->admitted > 0;
+    }
+    if (r->head)
+        machine_give_head(r->m, r->head, r->ops != NULL);
     if (r->sink.closed)
         r->sink.closed(r->sink.user);
     job_free(r->job); /* the run lies in its arena */

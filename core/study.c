@@ -35,7 +35,6 @@ int study_plan(struct run *r, struct err *err)
 
 int study_admit(struct run *r, struct err *err)
 {
-    r->m->n_studies++;
     r->phase = RUN_STUDY;
     return r->ops->begin(r, err) == 0 ? run_advance(r, err) : -1;
 }
@@ -43,7 +42,6 @@ int study_admit(struct run *r, struct err *err)
 void study_close(struct run *r)
 {
     CHECK(!study_has_runs(r));
-    r->m->n_studies -= r->admitted > 0;
     r->ops->close(r);
 }
 
