@@ -60,6 +60,10 @@ static void save_twists(const struct machine *m)
     save_random(&s, 4);
 }
 
+/* A page holds 16 tokens of 2 layers, 2 heads of 4 floats, keys and values: 2 KiB. These are hardly
+ * more than two particles need. */
+enum { SMALL_KV = 16 * 2048 };
+
 /* ---- what a run says ---- */
 
 struct record {
@@ -102,6 +106,12 @@ static struct run *recorded(struct machine *m, struct job *j, struct record *r, 
 {
     *r = (struct record){0};
     return run_new(m, j, (struct sink){record_event, NULL, r}, t);
+}
+
+static struct run *small_run(struct machine *m, const char *twist)
+{
+    static struct record ignored;
+    return recorded(m, new_job(JOB_SAMPLE, twist, 2, 4), &ignored, NULL);
 }
 
 /* ---- traces ---- */
@@ -294,6 +304,11 @@ static void check_trace(struct machine *m, const char *twist, double threshold, 
 
 static void test_traces(struct machine *m)
 {
+    struct machine pages;
+    machine_run_open(&pages, 64, SMALL_KV, 1 << 20);
+    check_trace(&pages, "linear", 0.95, false, NULL);
+    check_trace(&pages, "proposer", 0.95, false, NULL);
+    machine_close(&pages);
     for (int base = 0; base < 2; base++) {
         check_trace(m, "linear", 0.95, base, NULL);
         check_trace(m, "linear", 1e-9, base, NULL);
@@ -393,7 +408,7 @@ static void test_nothing_changes_the_samples(struct machine *m)
     struct record want[KINDS], got[KINDS];
     struct machine rows, pages;
     machine_run_open(&rows, 13, 0, 1 << 20);
-    machine_run_open(&pages, 64, 16 * 2048, 1 << 20); /* hardly more than two particles' */
+    machine_run_open(&pages, 64, SMALL_KV, 1 << 20);
     run_kinds(m, false, want);
     run_kinds(m, true, got);
     expect_same(got, want);
@@ -402,6 +417,9 @@ static void test_nothing_changes_the_samples(struct machine *m)
     run_kinds(&pages, false, got);
     EXPECT(pages.stats.recomputed_tokens > 0);
     expect_same(got, want);
+    struct run *free_run = small_run(&pages, "proposer"); /* nothing couples its particles */
+    EXPECT(!free_run->coupled && !free_run->adapted);
+    run_close(free_run);
     for (int a = 0; a < KINDS; a++) {
         for (int b = 0; b < a; b++)
             EXPECT(want[a].said.len != want[b].said.len ||
@@ -413,12 +431,6 @@ static void test_nothing_changes_the_samples(struct machine *m)
 }
 
 /* ---- twist memory ---- */
-
-static struct run *small_run(struct machine *m, const char *twist)
-{
-    static struct record ignored;
-    return recorded(m, new_job(JOB_SAMPLE, twist, 2, 4), &ignored, NULL);
-}
 
 static void test_memory(size_t bytes)
 {
