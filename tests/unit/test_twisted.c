@@ -80,7 +80,7 @@ static void find_posterior(struct machine *m, struct texts *all)
 {
     struct job *j = new_job(JOB_SCORE, 0);
     double joint[TEXTS_MAX], mass = 0;
-    enumerate(all, NULL, 0);
+    enumerate(all, (const int32_t[1]){0}, 0);
     j->completions = ARENA_NEW(&j->arena, struct ids, all->n);
     for (int i = 0; i < all->n; i++)
         j->completions[i] = (struct ids){all->token[i], all->length[i]};
