@@ -183,8 +183,8 @@ static int read_positives(const struct reader *r, const struct draft *d, struct 
         return -1;
     if (d->method == TWIST_FUDGE && d->targets)
         return err_field(r->err, "targets", "\"fudge\" learns from draws of the prior alone");
-    if (json_is_array(d->targets) && j->learn.n_prompts > 1)
-        return err_field(r->err, "targets", "given texts are for one prompt, and there are %d",
+    if (d->targets && j->learn.n_prompts > 1)
+        return err_field(r->err, "targets", "belong to one prompt, and there are %d",
                          j->learn.n_prompts);
     return targets_read(r, d, j);
 }
