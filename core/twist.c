@@ -77,28 +77,38 @@ void twist_free(struct twist *t)
     free(t);
 }
 
-/* Two normal numbers by Box and Muller. Pairs are counted in 64 bits, so that every weight of every
- * layer has uniforms of its own. */
-static void normal_pair(uint64_t seed, int layer, uint64_t pair, double out[2])
+/* In (0, 1). */
+static float uniform(uint32_t word)
 {
+    return ((float)(word >> 9) + 0.5f) * 0x1p-23f;
+}
+
+/* Four normal numbers by Box and Muller: as many as one call of the generator gives words, as there
+ * may be tens of millions. Fours are counted in 64 bits, so that every weight of every layer has
+ * uniforms of its own. */
+static void normal_four(uint64_t seed, int layer, uint64_t four, float out[4])
+{
+    const float two_pi = 6.28318531f;
     struct philox r =
-        philox4x32(seed, (uint32_t)pair, (uint32_t)layer, PHILOX_INIT, (uint32_t)(pair >> 32));
-    double radius = sqrt(-2 * log(1 - philox_u01(r.v[0], r.v[1])));
-    double angle = 2 * M_PI * philox_u01(r.v[2], r.v[3]);
-    out[0] = radius * cos(angle);
-    out[1] = radius * sin(angle);
+        philox4x32(seed, (uint32_t)four, (uint32_t)layer, PHILOX_INIT, (uint32_t)(four >> 32));
+    for (int i = 0; i < 4; i += 2) {
+        float radius = sqrtf(-2 * logf(uniform(r.v[i])));
+        float angle = two_pi * uniform(r.v[i + 1]);
+        out[i] = radius * cosf(angle);
+        out[i + 1] = radius * sinf(angle);
+    }
 }
 
 void twist_init(struct twist *t, uint64_t seed)
 {
     for (int layer = 0; layer < t->spec.n_layers; layer++) {
         int in = twist_in(&t->spec, layer), out = twist_out(&t->spec, layer);
-        double sd = sqrt(2.0 / (in + out)), x[2];
+        float sd = sqrtf(2.0f / (float)(in + out)), x[4];
         size_t n = weights(&t->spec, layer);
         for (size_t i = 0; i < n; i++) {
-            if (i % 2 == 0)
-                normal_pair(seed, layer, i / 2, x);
-            t->w[layer][i] = (float)(sd * x[i % 2]);
+            if (i % 4 == 0)
+                normal_four(seed, layer, i / 4, x);
+            t->w[layer][i] = sd * x[i % 4];
         }
         memset(t->b[layer], 0, (size_t)out * sizeof(float));
     }

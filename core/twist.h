@@ -62,7 +62,8 @@ void twist_init(struct twist *, uint64_t seed);
 
 /* Write dir/NAME.safetensors so that at any moment, also across a crash of the machine, the file is
  * the old one or the new one: temporary file, fsync, rename, fsync of the folder. The same twist
- * gives the same bytes. ERR_FILE. */
+ * gives the same bytes. ERR_FILE; ERR_INVALID: numbers that are not finite or out of range, which
+ * twist_load would refuse. */
 int twist_save(const struct twist *, const char *dir, struct err *err);
 
 /* Read a file whole, every number finite. ERR_NOT_FOUND: no such file; ERR_FILE: broken, in one
