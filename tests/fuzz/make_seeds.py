@@ -1,7 +1,8 @@
-"""Write the seeds of fuzz_gguf, fuzz_model and fuzz_tokenizer: small files that reach every branch of the happy path.
+"""Write the seeds of fuzz_gguf, fuzz_model, fuzz_tokenizer and fuzz_twist: small files that reach every branch of the happy path.
 
     python tests/fuzz/make_seeds.py
 """
+import json
 import sys
 from pathlib import Path
 
@@ -85,6 +86,34 @@ def write_tokenizer(folder):
     (folder / "bare_spm").write_bytes(tokenizer_input(7, 1, spm, [], text))
 
 
-for name, write in (("gguf", write_gguf), ("model", write_model), ("tokenizer", write_tokenizer)):
+def twist_input(metadata, shapes):
+    """A header and its data; fuzz_twist.c puts the length before it."""
+    header, data = {"__metadata__": metadata}, b""
+    for name, shape in shapes.items():
+        numbers = np.linspace(-1, 1, int(np.prod(shape)), dtype="<f4").tobytes()
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [len(data), len(data) + len(numbers)]}
+        data += numbers
+    return json.dumps(header, separators=(",", ":")).encode(), data
+
+
+def write_twist(folder):
+    metadata = {
+        "format": "clotho-twist-1", "model": "tiny", "fingerprint": "0123456789abcdef", "dim": "2", "vocab": "3",
+        "layers": "1", "hidden": "0", "conditional": "false", "activation": "none", "resample": "true",
+        "max_tokens": "2", "method": "ctl", "particles": "8", "updates": "10", "learning_rate": "1e-4", "seed": "1",
+        "log_z": "-0.5"}
+    linear = {"layer.0.weight": [3, 2], "layer.0.bias": [3]}
+    two = {"layer.0.weight": [1, 4], "layer.0.bias": [1], "layer.1.weight": [3, 1], "layer.1.bias": [3],
+           "calibration": [2]}
+    changes = {"layers": "2", "hidden": "1", "conditional": "true", "activation": "log_sigmoid", "resample": "false",
+               "method": "fudge", "log_z": "-inf", "request": "{\"prompts\":[\"é\"]}"}
+    header, data = twist_input(metadata, linear)
+    (folder / "linear").write_bytes(header + data)
+    (folder / "file").write_bytes(len(header).to_bytes(8, "little") + header + data)
+    (folder / "two_layers").write_bytes(b"".join(twist_input(metadata | changes, two)))
+
+
+for name, write in (("gguf", write_gguf), ("model", write_model), ("tokenizer", write_tokenizer),
+                    ("twist", write_twist)):
     (HERE / "seeds" / name).mkdir(parents=True, exist_ok=True)
     write(HERE / "seeds" / name)

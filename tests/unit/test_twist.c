@@ -1,4 +1,5 @@
 /* Twists as files: what is saved is loaded again, and what is broken is refused in one line. */
+#include <fcntl.h>
 #include <math.h>
 
 #include "../twist_folder.h"
@@ -78,6 +79,7 @@ static void test_init(void)
     twist_init(a, 1);
     twist_init(b, 1);
     expect_twist(a, b);
+    double first = 0;
     for (int l = 0; l < spec.n_layers; l++) {
         int in = twist_in(&spec, l), out = twist_out(&spec, l), n = in * out;
         double variance = 2.0 / (in + out), sum = 0, squares = 0, fourth = 0;
@@ -90,7 +92,8 @@ static void test_init(void)
         EXPECT_NEAR(sum / n, 0, 5 / sqrt(n)); /* five standard errors each */
         EXPECT_NEAR(squares / n, 1, 5 * sqrt(2.0 / n));
         EXPECT_NEAR(fourth / n, 3, 5 * sqrt(96.0 / n));
-        EXPECT(a->w[l][0] != a->w[l][2] && (!l || a->w[l][0] != a->w[l - 1][0]));
+        EXPECT(fabs(a->w[l][0] / sqrt(variance) - first) > 1e-4); /* not the layer's before */
+        first = a->w[l][0] / sqrt(variance);
     }
     twist_init(b, 2);
     EXPECT(a->w[0][0] != b->w[0][0]);
@@ -336,40 +339,68 @@ static void save_as(const char *name, int updates)
 
 static void test_list(void)
 {
-    static const char *const names[] = {"A", "a", "a.safetensors", "b"};
-    struct twist_file *list = NULL, one;
+    static const char *const names[] = {"A", "B", "a", "a-1", "a.safetensors", "a_1", "b", "c"};
+    static const int order[] = {6, 2, 0, 7, 4, 1, 5, 3};
+    enum { N = sizeof names / sizeof *names };
+    struct twist_file *list = NULL;
     struct err err;
-    save_as("b", 1);
-    save_as("a.safetensors", 2);
-    save_as("A", 3);
-    save_as("a", 4);
+    for (int i = 0; i < N; i++)
+        save_as(names[order[i]], order[i]);
     put("broken.safetensors", "{", 1);
     put(".hidden.safetensors", "{", 1);
     put("a.gguf", "{", 1);
     put(".safetensors", "{", 1);
-    EXPECT_INT(twist_list(&list, folder, &err), 4);
-    for (int i = 0; i < 4; i++)
+    EXPECT_INT(twist_list(&list, folder, &err), N);
+    for (int i = 0; i < N; i++) {
         EXPECT_STR(list[i].spec.name, names[i]);
-    EXPECT_INT(twist_stat(&one, folder, "a", &err), 0);
-    struct twist_spec want = sample_spec();
-    snprintf(want.name, sizeof want.name, "a");
-    want.updates = 4;
-    expect_spec(&one.spec, &want);
-    EXPECT(!one.spec.request && !one.spec.calibration && one.bytes > 228);
-    EXPECT(one.identity == list[1].identity && one.created_unix == list[1].created_unix);
-    EXPECT(one.created_unix > 1700000000 && one.identity != list[0].identity);
-    uint64_t before = one.identity;
-    save_as("a", 5);
-    EXPECT(twist_stat(&one, folder, "a", &err) == 0 && one.identity != before);
-    free(list);
-    for (int i = 0; i < 4; i++)
+        EXPECT_INT(list[i].spec.updates, i);
         EXPECT_INT(twist_remove(folder, names[i], &err), 0);
+    }
+    free(list);
     EXPECT_INT(twist_list(&list, folder, &err), 0);
     free(list);
     drop("broken.safetensors");
     drop(".hidden.safetensors");
     drop("a.gguf");
     drop(".safetensors");
+}
+
+/* Another file with the old one's inode, size and time. */
+static void replace_in_place(void)
+{
+    struct buf file = {0};
+    struct stat st;
+    char path[200];
+    path_of(path, "a.safetensors");
+    EXPECT(stat(path, &st) == 0);
+    get("a.safetensors", &file);
+    char *updates = memmem(file.data, file.len, "\"updates\":\"4\"", 13);
+    EXPECT(updates != NULL);
+    updates[11] = '5';
+    put("a.safetensors", file.data, file.len);
+    EXPECT(utimensat(AT_FDCWD, path, (struct timespec[]){st.st_atim, st.st_mtim}, 0) == 0);
+    buf_free(&file);
+}
+
+static void test_stat(void)
+{
+    struct twist_spec want = sample_spec();
+    struct twist_file before, after;
+    struct err err;
+    save_as("a", 4);
+    snprintf(want.name, sizeof want.name, "a");
+    want.updates = 4;
+    EXPECT_INT(twist_stat(&before, folder, "a", &err), 0);
+    expect_spec(&before.spec, &want);
+    EXPECT(!before.spec.request && !before.spec.calibration && before.bytes > 228);
+    EXPECT(before.created_unix > 1700000000);
+    EXPECT(twist_stat(&after, folder, "a", &err) == 0 && after.identity == before.identity);
+    replace_in_place();
+    EXPECT(twist_stat(&after, folder, "a", &err) == 0 && after.identity != before.identity);
+    EXPECT(after.spec.updates == 5 && after.created_unix == before.created_unix);
+    save_as("a", 4);
+    EXPECT(twist_stat(&after, folder, "a", &err) == 0 && after.identity != before.identity);
+    EXPECT_INT(twist_remove(folder, "a", &err), 0);
 }
 
 static void expect_missing(const char *name)
@@ -426,6 +457,7 @@ int main(void)
     test_missing();
     drop("sample.safetensors");
     test_list();
+    test_stat();
     EXPECT(rmdir(folder) == 0);
     return test_failures();
 }
