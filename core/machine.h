@@ -1,5 +1,5 @@
 /* What the engine's thread owns: the device, the model, the KV pool, and one step of work over
- * them. Internal to the engine (engine.c, run.c, phi.c, step.c).
+ * them. Internal to the engine (core/{engine,machine,heads,plan,run,phi,score,step,study,…}.c).
  *
  * Everything is rows. A sequence owes rows for its tokens that are not in the cache yet; a row may
  * want the log p of the token that follows it (forced), or a draw of the next one. A step collects

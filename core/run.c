@@ -558,6 +558,8 @@ static int phi_over(struct run *r, struct err *err)
 
 int run_advance(struct run *r, struct err *err)
 {
+    if (r->overflows)
+        return err_set(err, ERR_INVALID, "the twist's values are beyond all numbers");
     while (r->outstanding == 0 && r->phase != RUN_ENDED) {
         int rc = 0;
         switch (r->phase) {

@@ -101,6 +101,7 @@ struct run {
     bool
         root_complete; /* no segment is left for the root: it has drawn, or is ready to be forked */
     bool failed_sink;
+    bool overflows; /* log ψ has been beyond all numbers */
     struct kv_account account;
     int32_t prior_slot;
     void *prior_memory; /* dev */

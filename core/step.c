@@ -1,4 +1,5 @@
 /* One step of work: rows in, probabilities out. See machine.h. */
+#include <math.h>
 #include <string.h>
 #include <time.h>
 
@@ -158,6 +159,7 @@ static void deliver(struct machine *m, const struct want *w, const struct propos
     struct run *run = w->run;
     struct seq *s = w->seq;
     int next = w->pos + 1;
+    run->overflows |= !(out->lambda < INFINITY); /* NaN is beyond them, too */
     if (next < seq_len(s)) {
         s->logp_sum += out->log_p0;
         s->logq_sum += out->log_q;

@@ -52,11 +52,11 @@ static inline void machine_run_open(struct machine *m, int batch_rows, size_t kv
     must(machine_open(m, &opts, &err), &err);
 }
 
-/* One step of n runs, those that have not ended. Returns how many are left. */
-static inline int machine_step(struct machine *m, struct run **runs, int n)
+/* One forward of n runs, those that have not ended. */
+static inline void machine_forward(struct machine *m, struct run **runs, int n)
 {
     struct err err;
-    int left = m->batch.max_rows, live = 0;
+    int left = m->batch.max_rows;
     m->step++;
     m->n_collected = 0;
     batch_reset(&m->batch);
@@ -64,6 +64,14 @@ static inline int machine_step(struct machine *m, struct run **runs, int n)
         if (runs[i]->phase != RUN_ENDED)
             left -= run_collect(runs[i], left);
     must(step_run(m, &err), &err);
+}
+
+/* A forward, and what follows from it. Returns how many runs are left. */
+static inline int machine_step(struct machine *m, struct run **runs, int n)
+{
+    struct err err;
+    int live = 0;
+    machine_forward(m, runs, n);
     for (int i = 0; i < n; i++)
         if (runs[i]->phase != RUN_ENDED && runs[i]->outstanding == 0)
             must(run_advance(runs[i], &err), &err);

@@ -508,6 +508,32 @@ static void test_replaced(struct machine *m)
     must(twist_remove(twist_dir, "changing", &err), &err);
 }
 
+/* A head whose numbers are finite, but what it says is not: the run fails, and says so. */
+static void test_overflow(struct machine *m)
+{
+    struct err err;
+    struct twist_spec s = random_spec(m, "huge", 1, false);
+    struct twist *t = random_twist(&s, 1);
+    for (int v = 2; v < 4; v++) { /* whatever the state: for one of the two it is too much */
+        t->b[0][v] = 0x1.fffffep127f;
+        for (int d = 0; d < DIM; d++)
+            t->w[0][v * DIM + d] = v == 2 ? 1e38f : -1e38f;
+    }
+    must(twist_save(t, twist_dir, &err), &err);
+    twist_free(t);
+    for (int base = 0; base < 2; base++) {
+        struct run *r = small_run(m, "huge");
+        r->job->base_proposal = base;
+        must(run_admit(r, &err), &err);
+        while (r->outstanding > 0)
+            machine_forward(m, &r, 1);
+        EXPECT_INT(run_advance(r, &err), -1);
+        EXPECT_INT(err.code, ERR_INVALID);
+        run_close(r);
+    }
+    must(twist_remove(twist_dir, "huge", &err), &err);
+}
+
 /* ---- refusals ---- */
 
 static void expect_refused(struct machine *m, struct job *j, enum err_code code, const char *param,
@@ -589,6 +615,7 @@ int main(void)
     test_nothing_changes_the_samples(&m);
     test_memory(bytes);
     test_replaced(&m);
+    test_overflow(&m);
     test_refusals(&m, bytes);
     test_condition_of_potential(&m);
     machine_close(&m);
