@@ -7,6 +7,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "arena.h"
 #include "err.h"
 
 enum { TWIST_LAYERS_MAX = 8, TWIST_NAME_MAX = 64, TWIST_HIDDEN_MAX = 16384 };
@@ -70,8 +71,7 @@ int twist_save(const struct twist *, const char *dir, struct err *err);
  * line. */
 int twist_load(struct twist **out, const char *dir, const char *name, struct err *err);
 
-/* What is there, without its numbers. request and calibration are NULL but when read by twist_load.
- */
+/* What is there, without its numbers. request and calibration are NULL but from twist_describe. */
 struct twist_file {
     struct twist_spec spec;
     int64_t created_unix; /* seconds */
@@ -79,6 +79,10 @@ struct twist_file {
     uint64_t identity; /* changes when the file is replaced */
 };
 int twist_stat(struct twist_file *out, const char *dir, const char *name, struct err *err);
+
+/* The same with request and calibration, in the arena. */
+int twist_describe(struct twist_file *out, struct arena *, const char *dir, const char *name,
+                   struct err *err);
 
 /* All twists of a folder, by name; broken files are left out. Returns how many; *out is the
  * caller's (free). -1: the folder cannot be read. */

@@ -264,8 +264,22 @@ static uint64_t identity(const struct source *s)
     return h;
 }
 
-static int stat_in(struct twist_file *out, int folder, const char *dir, const char *name,
-                   struct err *err)
+/* Request and calibration of a spec that was just read, in the arena. */
+static int keep_texts(const struct source *s, bool calibrated, struct twist_spec *spec,
+                      struct arena *arena, struct err *err)
+{
+    if (spec->request)
+        spec->request = arena_strdup(arena, spec->request, strlen(spec->request));
+    if (!calibrated)
+        return 0;
+    float *calibration = ARENA_NEW(arena, float, spec->max_tokens);
+    spec->calibration = calibration;
+    return safetensors_read(s->file, safetensors_find(s->file, "calibration"), calibration, err);
+}
+
+/* arena: NULL, or where request and calibration are to be. */
+static int stat_in(struct twist_file *out, struct arena *arena, int folder, const char *dir,
+                   const char *name, struct err *err)
 {
     struct source s;
     bool calibrated;
@@ -275,19 +289,28 @@ static int stat_in(struct twist_file *out, int folder, const char *dir, const ch
                                .bytes = (size_t)s.st.st_size,
                                .identity = identity(&s)};
     int rc = read_spec(&s, name, &out->spec, &calibrated, err);
-    out->spec.request = NULL;
+    if (rc == 0 && arena)
+        rc = keep_texts(&s, calibrated, &out->spec, arena, err);
+    else
+        out->spec.request = NULL;
     source_close(&s);
+    return rc;
+}
+
+int twist_describe(struct twist_file *out, struct arena *arena, const char *dir, const char *name,
+                   struct err *err)
+{
+    int folder = open_folder(dir, err);
+    if (folder < 0)
+        return -1;
+    int rc = stat_in(out, arena, folder, dir, name, err);
+    close(folder);
     return rc;
 }
 
 int twist_stat(struct twist_file *out, const char *dir, const char *name, struct err *err)
 {
-    int folder = open_folder(dir, err);
-    if (folder < 0)
-        return -1;
-    int rc = stat_in(out, folder, dir, name, err);
-    close(folder);
-    return rc;
+    return twist_describe(out, NULL, dir, name, err);
 }
 
 /* ---- the folder ---- */
@@ -325,7 +348,7 @@ int twist_list(struct twist_file **out, const char *dir, struct err *err)
             CHECK(list && "out of memory");
         }
         if (entry_name(entry->d_name, name) &&
-            stat_in(&list[n], dirfd(folder), dir, name, &broken) == 0)
+            stat_in(&list[n], NULL, dirfd(folder), dir, name, &broken) == 0)
             n++;
     }
     closedir(folder);

@@ -194,13 +194,17 @@ static enum MHD_Result get_twist(struct call *c)
 {
     enum MHD_Result answered;
     struct twist_file file;
+    struct arena arena = {0};
     struct buf json = {0};
     struct err err;
     if (!need_twist(c, &answered))
         return answered;
-    if (twist_stat(&file, c->service->config->twist_dir, c->name, &err))
+    int failed = twist_describe(&file, &arena, c->service->config->twist_dir, c->name, &err);
+    if (!failed)
+        twist_json(&json, &file);
+    arena_free(&arena);
+    if (failed)
         return call_fail(c, &err);
-    twist_json(&json, &file);
     return call_reply(c, MHD_HTTP_OK, json_type, &json);
 }
 

@@ -90,19 +90,17 @@ static int list(const struct config *c, const char *name, struct err *err)
 static int show(const struct config *c, const char *name, struct err *err)
 {
     struct twist_file file;
-    struct twist *twist;
+    struct arena arena = {0};
     struct buf json = {0};
-    if (twist_stat(&file, c->twist_dir, name, err) || twist_load(&twist, c->twist_dir, name, err))
-        return -1;
-    file.spec = twist->spec; /* with its texts */
-    if (c->json) {
+    int failed = twist_describe(&file, &arena, c->twist_dir, name, err);
+    if (!failed && c->json) {
         twist_json(&json, &file);
         print_buf(&json);
-    } else {
+    } else if (!failed) {
         print_one(&file);
     }
-    twist_free(twist);
-    return 0;
+    arena_free(&arena);
+    return failed;
 }
 
 static int removal(const struct config *c, const char *name, struct err *err)

@@ -1,6 +1,5 @@
 """Learned twists over the real engine and a tiny model: from learning to use, and what becomes of the
 file whatever happens."""
-import json
 import math
 import random
 import signal
@@ -77,13 +76,13 @@ def test_a_learned_twist_guides(server):
 
 def test_bounds_are_tighter_with_it(server):
     def gap(**fields):
-        body = TARGET | {"particles": 64, "repeats": 8, "seed": 2, "stream": False,
-                         "targets": {"source": "rejection", "max_draws": 100000}} | fields
+        body = TARGET | {"particles": 64, "repeats": 64, "seed": 2, "stream": False,
+                         "resampling": {"ess_threshold": 0}, "targets": {"source": "rejection", "max_draws": 100000}} | fields
         return ask(server, post("/v1/bounds", body)).json()
     base, twisted = gap(), gap(twist=LEARNED)
     assert abs(twisted["gap"]) < base["gap"] / 2
     assert twisted["kl_sigma_q"] < base["kl_sigma_q"] / 2
-    assert twisted["lower"]["mean"] == pytest.approx(base["lower"]["mean"], abs=0.5)
+    assert twisted["lower"]["mean"] == pytest.approx(-2.72, abs=0.1)
 
 
 def test_scores_say_its_values(server):
@@ -235,9 +234,10 @@ WIDE = ["--head", "mlp", "--hidden", "512", "--layers", "3"]  # a file that take
 
 def test_killed_at_any_moment(clotho, model_file, tmp_path):
     """The file is an old twist or a new one, each time; what was left half-written goes away."""
+    model = ["--model", str(model_file(**ENDLESS)), *TINY_FLAGS, "--twist-dir", str(tmp_path)]
+
     def command(*flags):
-        return [clotho, "twist", "learn", "--model", str(model_file(**ENDLESS)), *TINY_FLAGS,
-                "--twist-dir", str(tmp_path), "--name", "victim", "--max-tokens", "2", "--particles",
+        return [clotho, "twist", "learn", *model, "--name", "victim", "--max-tokens", "2", "--particles",
                 "4", "--bounds", "0", "--potential", '{"type":"lexicon","bias":{"#5":1}}', *WIDE, *flags]
 
     def run(*arguments):
@@ -253,9 +253,8 @@ def test_killed_at_any_moment(clotho, model_file, tmp_path):
         process.kill()
         process.wait()
         seen.add(file.read_bytes())
-        shown = run(clotho, "twist", "show", "victim", "--twist-dir", str(tmp_path), "--json")
-        assert shown.returncode == 0, shown.stderr
-        assert json.loads(shown.stdout)["head"]["hidden"] == 512
+        used = run(clotho, "sample", *model, "--twist", "victim", "--max-tokens", "2", "a")
+        assert used.returncode == 0, used.stderr
     assert len(seen) > KILLS / 4  # many of them came while it was learning
     assert run(*command("--updates", "1")).returncode == 0
     assert [p.name for p in tmp_path.iterdir()] == ["victim.safetensors"]

@@ -143,6 +143,7 @@ def test_life_of_a_twist(server, folder):
     assert names(server) == sorted(names(server)) and "life" in names(server)
     shown = ask(server, get("/v1/twists/life")).json()
     assert shown["id"] == "life" and shown["method"] == "ctl"
+    assert shown["request"]["prompts"] == [""] and shown["request"]["updates"] == 5
     removed = ask(server, get("/v1/twists/life", method="DELETE"))
     assert removed.status == 200 and removed.json()["deleted"] is True
     assert "life" not in names(server) and not (folder / "life.safetensors").exists()

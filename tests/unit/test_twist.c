@@ -55,6 +55,23 @@ static void test_round_trip(void)
         }
 }
 
+static void test_describe(void)
+{
+    struct twist *t = sample_twist();
+    struct twist_file file;
+    struct arena arena = {0};
+    struct err err;
+    EXPECT_INT(twist_save(t, folder, &err), 0);
+    EXPECT_INT(twist_describe(&file, &arena, folder, t->spec.name, &err), 0);
+    expect_spec(&file.spec, &t->spec);
+    EXPECT_STR(file.spec.request, t->spec.request);
+    for (int i = 0; i < t->spec.max_tokens; i++)
+        EXPECT(file.spec.calibration[i] == t->spec.calibration[i]);
+    arena_free(&arena);
+    EXPECT_INT(twist_remove(folder, t->spec.name, &err), 0);
+    twist_free(t);
+}
+
 /* A model may be called by bytes that are no text; the file has text, as much as fits. */
 static void test_model_name(void)
 {
@@ -449,6 +466,7 @@ int main(void)
 {
     EXPECT(mkdtemp(folder) != NULL);
     test_round_trip();
+    test_describe();
     test_model_name();
     test_init();
     test_names();
