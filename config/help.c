@@ -34,7 +34,8 @@ static const struct page {
      "It runs without a server.",
      "    clotho bounds --model model.gguf --particles 4,16,64 --repeats 8 --max-draws 10000 \\\n"
      "        --max-tokens 8 --potential '{\"type\":\"contains\",\"text\":\"sea\"}' \"Once\"\n"
-     "    clotho bounds --model model.gguf --twist-dir twists --twist sea --plot sea.svg ... \n"},
+     "    clotho bounds --model model.gguf --particles 4,16,64 --twist-dir twists --twist sea \\\n"
+     "        --plot sea.svg --potential '{\"type\":\"contains\",\"text\":\"sea\"}' \"Once\"\n"},
     {CONFIG_LEARN,
      "clotho twist learn --model PATH --twist-dir DIR --name NAME [flags] \"prompt\"...",
      "Learn a twist for a potential and one or more prompts, without a server, and save it in the "

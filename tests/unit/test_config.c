@@ -10,6 +10,15 @@
 
 enum { MAX_ARGS = 32 };
 
+static enum config_command command_of(const char *name)
+{
+    static const char *const names[] = {"serve", "sample", "bench", "bounds", "learn", "twists"};
+    int i = 0;
+    while (strcmp(names[i], name) != 0)
+        i++;
+    return (enum config_command)(1 << i);
+}
+
 /* Read a command line ("serve --port 1 …", split at spaces). */
 static int read_line(struct config *c, const char *line, struct err *err)
 {
@@ -22,10 +31,7 @@ static int read_line(struct config *c, const char *line, struct err *err)
          w = strtok_r(NULL, " ", &save))
         argv[argc++] = w;
     argv[argc] = NULL;
-    enum config_command command = !strcmp(argv[0], "serve")    ? CONFIG_SERVE
-                                  : !strcmp(argv[0], "sample") ? CONFIG_SAMPLE
-                                                               : CONFIG_BENCH;
-    return config_read(c, command, argc, argv, err);
+    return config_read(c, command_of(argv[0]), argc, argv, err);
 }
 
 static void expect_refusal(const char *line, const char *message)
@@ -233,6 +239,54 @@ static void test_request_body(void)
     config_free(&c);
 }
 
+static void expect_body(const char *line, const char *body)
+{
+    struct config c;
+    struct err err = {0};
+    EXPECT_INT(read_line(&c, line, &err), 0);
+    char *got = config_request_body(&c, command_of(line[0] == 'b' ? "bounds" : "learn"), &err);
+    EXPECT_STR(got ? got : err.msg, body);
+    free(got);
+    config_free(&c);
+}
+
+static void test_study_bodies(void)
+{
+    expect_body(
+        "bounds --model m --repeats 3 --twist sea a",
+        "{\"repeats\":3,\"twist\":{\"type\":\"learned\",\"name\":\"sea\"},\"prompt\":\"a\"}");
+    expect_body("bounds --model m --twist {\"type\":\"factor\"} --targets [[1]]",
+                "{\"targets\":[[1]],\"twist\":{\"type\":\"factor\"}}");
+    expect_body("bounds --model m --max-draws 9",
+                "{\"targets\":{\"source\":\"rejection\",\"max_draws\":9}}");
+    expect_body("bounds --model m --max-draws 9 --targets []",
+                "--max-draws: finds what --targets gives; one of them");
+    expect_body("learn --model m --twist-dir d", "{}");
+    expect_body("learn --model m --twist-dir d --name x --head mlp --layers 2 --updates 5 "
+                "--condition-tokens 3 a b",
+                "{\"name\":\"x\",\"head\":{\"type\":\"mlp\",\"layers\":2},\"updates\":5,"
+                "\"condition\":{\"tokens\":3},\"prompts\":[\"a\",\"b\"]}");
+    expect_body("learn --model m --twist-dir d a \xff", "the prompt is not valid UTF-8");
+}
+
+static void test_study_refusals(void)
+{
+    expect_refusal("learn --model m", "--twist-dir: is missing; name the folder of twists (see "
+                                      "--help)");
+    expect_refusal("twists", "--twist-dir: is missing; name the folder of twists (see --help)");
+    expect_refusal("learn --twist-dir d", "--model: is missing; name a .gguf file (see --help)");
+    expect_refusal("twists --twist-dir d --model m",
+                   "--model: no such flag of clotho twists (see --help)");
+    expect_refusal("twists --twist-dir d a b", "\"b\": unexpected argument (see --help)");
+    expect_refusal("bounds --model m a b",
+                   "\"b\": unexpected argument; the prompt is one argument, so quote it");
+    expect_refusal("sample --model m --twist {sea",
+                   "--twist: not JSON: string or '}' expected near "
+                   "'sea'");
+    expect_refusal("bench --model m --twist sea", "--twist: no such flag of clotho bench (see "
+                                                  "--help)");
+}
+
 /* ---- pages ---- */
 
 static char *printed; /* what the last of these wrote to stdout */
@@ -332,6 +386,8 @@ int main(void)
     test_file();
     test_overridden();
     test_request_body();
+    test_study_bodies();
+    test_study_refusals();
     test_help();
     test_print_config();
     test_example();
