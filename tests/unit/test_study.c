@@ -7,11 +7,9 @@
 
 #include <pthread.h>
 
-#include "../tiny_model.h"
+#include "../machine_run.h"
 
 enum { MAX_TOKENS = 3, MAX_TEXTS = 1200, MAX_REPEATS = 4096 };
-
-static char model_path[] = "/tmp/clotho-test-study-XXXXXX";
 
 static struct engine *open_engine(int batch_rows)
 {
@@ -20,6 +18,8 @@ static struct engine *open_engine(int batch_rows)
                                .batch_rows = batch_rows,
                                .max_particles = 512,
                                .max_queue = 64,
+                               .twist_dir = twist_dir,
+                               .twist_bytes = 1 << 20,
                                .limits = LIMITS_DEFAULT};
     struct engine *e;
     struct err err;
@@ -298,8 +298,24 @@ static void set_potential(struct job *j)
     set_target(j, TWIST_POTENTIAL, 0);
 }
 
-static void (*const set_twist[])(struct job *) = {set_none, set_factor, set_potential};
-static const char *const twist_name[] = {"none", "factor", "potential"};
+static void set_learned(struct job *j)
+{
+    set_target(j, TWIST_LEARNED, 0);
+    j->twist.name = "random";
+    j->base_proposal = false;
+}
+
+static void set_proposer(struct job *j) /* a twist that must not be resampled on */
+{
+    set_learned(j);
+    j->twist.name = "proposer";
+}
+
+enum { TWISTS = 5 };
+static void (*const set_twist[TWISTS])(struct job *) = {set_none, set_factor, set_potential,
+                                                        set_learned, set_proposer};
+static const char *const twist_name[TWISTS] = {"none", "factor", "potential", "learned",
+                                               "proposer"};
 
 /* E[Ẑ] = Z from below, E[1/Ẑ] = 1/Z from above. */
 static void test_unbiased(struct engine *e)
@@ -307,8 +323,8 @@ static void test_unbiased(struct engine *e)
     static const enum resample_scheme schemes[] = {RESAMPLE_SYSTEMATIC, RESAMPLE_STRATIFIED,
                                                    RESAMPLE_MULTINOMIAL, RESAMPLE_RESIDUAL};
     static const double thresholds[] = {0, 0.7, 1};
-    enum { REPEATS = 1500 };
-    for (int twist = 0; twist < 3; twist++) {
+    enum { REPEATS = 800 };
+    for (int twist = 0; twist < TWISTS; twist++) {
         struct texts *t = enumerate(e, set_twist[twist], MAX_TOKENS);
         for (int c = 0; c < 12; c++) {
             struct job *j = new_job(JOB_BOUNDS, 3, MAX_TOKENS, (uint64_t)(100 * twist + c));
@@ -345,7 +361,7 @@ static void expect_within(const char *what, const struct event_mean *got, double
  * divergences where the enumeration has them. */
 static void test_bracket(struct engine *e)
 {
-    for (int twist = 0; twist < 2; twist++) {
+    for (int twist = 0; twist < TWISTS; twist++) {
         struct texts *t = enumerate(e, set_twist[twist], MAX_TOKENS);
         double kl_q = 0, kl_sigma = 0, gap[3];
         for (int i = 0; i < t->n; i++) {
@@ -575,6 +591,41 @@ static void expect_nothing_left(struct engine *e)
     EXPECT_INT(s.jobs_waiting, 0);
 }
 
+static void save_twist(const struct engine *e, const char *name, bool resample, uint64_t seed)
+{
+    struct machine m = {.info = *engine_info(e)};
+    struct twist_spec s = random_spec(&m, name, 3, false);
+    s.resample = resample;
+    save_random(&s, seed);
+}
+
+/* Whatever becomes of the file, a study goes on with the twist it began with. */
+static void test_twist_replaced(struct engine *e)
+{
+    struct record *r[3];
+    for (int i = 0; i < 3; i++) {
+        struct job *j = new_job(JOB_BOUNDS, 8, MAX_TOKENS, 3);
+        set_learned(j);
+        j->repeats = MAX_REPEATS;
+        submit(e, j, r[i] = record_new());
+        for (bool begun = i != 1; !begun;) {
+            pthread_mutex_lock(&r[i]->mutex);
+            begun = r[i]->n_bounds[0] > 0;
+            EXPECT(!r[i]->done);
+            pthread_mutex_unlock(&r[i]->mutex);
+        }
+        if (i == 1)
+            save_twist(e, "random", true, 99);
+        record_wait(r[i]);
+        EXPECT(r[i]->done);
+    }
+    EXPECT(memcmp(r[0]->bound[0], r[1]->bound[0], sizeof r[0]->bound[0]) == 0);
+    EXPECT(memcmp(r[0]->bound[0], r[2]->bound[0], sizeof r[0]->bound[0]) != 0);
+    for (int i = 0; i < 3; i++)
+        record_free(r[i]);
+    save_twist(e, "random", true, 1);
+}
+
 static struct job *crowd_job(int i)
 {
     struct job *j = new_job(JOB_BOUNDS, 8, MAX_TOKENS, (uint64_t)i % 5);
@@ -686,8 +737,10 @@ static void test_closed(void)
 
 int main(void)
 {
-    tiny_model_write(model_path);
+    files_open();
     struct engine *e = open_engine(256);
+    save_twist(e, "random", true, 1);
+    save_twist(e, "proposer", false, 2);
     test_unbiased(e);
     test_bracket(e);
     test_rejection(e);
@@ -695,11 +748,12 @@ int main(void)
     test_lower_alone(e);
     test_refusals(e);
     test_failures_of(e);
+    test_twist_replaced(e);
     test_crowd(e);
     test_nobody_waits(e);
     test_cancelled(e);
     engine_close(e);
     test_closed();
-    unlink(model_path);
+    files_close();
     return test_failures();
 }
