@@ -54,6 +54,14 @@ static bool resamples(const struct run *r)
     return r->ess_threshold > 0 && (r->job->twist.type != TWIST_NONE || r->ess_threshold >= 1);
 }
 
+/* For runs that only the proposal matters to, which a potential twist has no part in: it would be
+ * evaluated for nothing. */
+static void forget_twist(struct job *j)
+{
+    if (j->twist.type == TWIST_POTENTIAL)
+        j->twist.type = TWIST_NONE;
+}
+
 /* ---- scoring the targets ---- */
 
 static int on_score(void *user, const struct event *e)
@@ -76,15 +84,16 @@ static int on_score(void *user, const struct event *e)
 
 static int begin_scores(struct bounds *b, struct err *err)
 {
-    b->stage = SCORING;
     struct arena *a = &b->run->job->arena;
     int most = b->run->m->max_particles < SCORE_RUN ? b->run->m->max_particles : SCORE_RUN;
+    b->stage = SCORING;
     b->g = ARENA_NEW(a, double, b->n_targets);
     b->excluded_by = ARENA_NEW(a, const char *, b->n_targets);
     for (int i = 0; i < b->n_targets; i += most) {
         struct job *j = study_job(b->run, JOB_SCORE, 0);
         struct part *p = ARENA_NEW(a, struct part, 1);
         *p = (struct part){.of = b, .number = i};
+        forget_twist(j);
         j->completions = b->target + i;
         j->n_completions = b->n_targets - i < most ? b->n_targets - i : most;
         struct sink sink = {.event = on_score, .user = p};
@@ -125,10 +134,10 @@ static int spawn_part(struct bounds *b, struct err *err)
     struct job *j = study_job(b->run, JOB_SAMPLE, (uint64_t)(p->kind + 1) << 32 | (uint32_t)r);
     if (p->kind == UPPER)
         j->pinned = &b->target[r % b->n_targets];
-    if (p->kind == FREE)
+    if (p->kind == FREE) {
         j->ess_threshold = 0;
-    if (p->kind == FREE && j->twist.type == TWIST_POTENTIAL)
-        j->twist.type = TWIST_NONE; /* it is not in the proposal */
+        forget_twist(j);
+    }
     j->ev_sample = p->kind == b->draws_of;
     struct sink sink = {.event = on_event, .user = p};
     return study_spawn(b->run, j, sink, NULL, err);
@@ -185,9 +194,9 @@ static int on_event(void *user, const struct event *e)
 
 static int begin_runs(struct bounds *b, struct err *err)
 {
-    b->stage = RUNNING;
     const struct job *j = b->run->job;
     struct arena *a = &b->run->job->arena;
+    b->stage = RUNNING;
     b->draws_of = resamples(b->run) ? FREE : LOWER;
     b->kinds[b->n_kinds++] = LOWER;
     if (b->n_targets)

@@ -323,7 +323,7 @@ static void test_unbiased(struct engine *e)
     static const enum resample_scheme schemes[] = {RESAMPLE_SYSTEMATIC, RESAMPLE_STRATIFIED,
                                                    RESAMPLE_MULTINOMIAL, RESAMPLE_RESIDUAL};
     static const double thresholds[] = {0, 0.7, 1};
-    enum { REPEATS = 800 };
+    enum { REPEATS = 500 };
     for (int twist = 0; twist < TWISTS; twist++) {
         struct texts *t = enumerate(e, set_twist[twist], MAX_TOKENS);
         for (int c = 0; c < 12; c++) {
