@@ -7,13 +7,15 @@
 /* Seeds of an update's runs: (update, number). */
 enum { NUMBER_BITS = 20, CONDITIONS = 0, FIRST_DRAWS = 1, FIRST_BOUNDS = 1 << (NUMBER_BITS - 1) };
 
-/* Bounds are of the twist as it will be used: resampled by, unless the request says how. */
+/* Bounds are of the last update's prompt or conditions, and of the twist as it will be used:
+ * resampled by, unless the request says how. */
 static const double BOUNDS_THRESHOLD = 0.5;
 
 static struct ids copy_ids(struct arena *a, const struct ids *ids)
 {
     int32_t *id = ARENA_NEW(a, int32_t, ids->n + 1);
-    memcpy(id, ids->id, (size_t)ids->n * sizeof *id);
+    if (ids->n)
+        memcpy(id, ids->id, (size_t)ids->n * sizeof *id);
     return (struct ids){id, ids->n};
 }
 
@@ -76,17 +78,18 @@ int learn_check_runs(struct run *r, struct err *err)
     return 0;
 }
 
-static struct job *learner_job(const struct learner *l, enum job_kind kind, int number)
+/* Of an update, 0 = the first: with its prompt. */
+static struct job *update_job(const struct learner *l, int update, enum job_kind kind, int number)
 {
-    int p = l->updates % l->run->job->learn.n_prompts;
-    return prior_job(l->run, p, kind, (uint64_t)l->updates << NUMBER_BITS | (uint64_t)number);
+    int p = update % l->run->job->learn.n_prompts;
+    return prior_job(l->run, p, kind, (uint64_t)update << NUMBER_BITS | (uint64_t)number);
 }
 
 /* By the twist that is being learned; with a base proposal it gives values all the same. */
-static struct job *twisted_job(const struct learner *l, const struct group *g, enum job_kind kind,
-                               int number)
+static struct job *twisted_job(const struct learner *l, int update, const struct group *g,
+                               enum job_kind kind, int number)
 {
-    struct job *j = learner_job(l, kind, number);
+    struct job *j = update_job(l, update, kind, number);
     struct ids ending = copy_ids(&j->arena, &g->ending);
     j->base_proposal = false;
     j->twist = (struct twist_choice){.type = TWIST_LEARNED,
@@ -123,7 +126,7 @@ static int record(struct learner *l, struct recording *rec, struct job *j, struc
 
 static int spawn_q(struct learner *l, struct group *g, int number, struct err *err)
 {
-    struct job *j = twisted_job(l, g, JOB_SAMPLE, number);
+    struct job *j = twisted_job(l, l->updates, g, JOB_SAMPLE, number);
     j->particles = g->q.k;
     j->ess_threshold = l->run->job->ess_threshold;
     return record(l, &g->q, j, err);
@@ -132,7 +135,7 @@ static int spawn_q(struct learner *l, struct group *g, int number, struct err *e
 /* Its φ matters where no other population tells of log Z. */
 static int spawn_base(struct learner *l, struct group *g, int number, struct err *err)
 {
-    struct job *j = twisted_job(l, g, JOB_SAMPLE, number);
+    struct job *j = twisted_job(l, l->updates, g, JOB_SAMPLE, number);
     j->particles = g->base.k;
     j->base_proposal = true;
     if (g->q.k)
@@ -144,7 +147,7 @@ static int spawn_base(struct learner *l, struct group *g, int number, struct err
  * φ has to know φ. */
 static int spawn_exact(struct learner *l, struct group *g, int number, struct err *err)
 {
-    struct job *j = twisted_job(l, g, JOB_SCORE, number);
+    struct job *j = twisted_job(l, l->updates, g, JOB_SCORE, number);
     struct ids *text = ARENA_NEW(&j->arena, struct ids, g->exact.k);
     int64_t first = (int64_t)l->updates * g->exact.k;
     for (int i = 0; i < g->exact.k; i++)
@@ -190,7 +193,7 @@ static int on_condition(void *user, const struct event *e)
 
 int learn_spawn_conditions(struct learner *l, struct err *err)
 {
-    struct job *j = learner_job(l, JOB_SAMPLE, CONDITIONS);
+    struct job *j = update_job(l, l->updates, JOB_SAMPLE, CONDITIONS);
     set_condition_draw(j, &l->run->job->learn);
     return study_spawn(l->run, j, (struct sink){.event = on_condition, .user = l}, NULL, err);
 }
@@ -213,7 +216,7 @@ static int spawn_bound(struct learner *l, struct group *g, struct bounding *b,
                        const struct ids *pinned, int number, struct err *err)
 {
     const struct job *of = l->run->job;
-    struct job *j = twisted_job(l, g, JOB_SAMPLE, FIRST_BOUNDS + number);
+    struct job *j = twisted_job(l, l->updates - 1, g, JOB_SAMPLE, FIRST_BOUNDS + number);
     j->particles = g->q.k ? g->q.k : g->base.k;
     j->ess_threshold = of->ess_threshold > 0 ? of->ess_threshold : BOUNDS_THRESHOLD;
     if (pinned) {
@@ -233,7 +236,7 @@ int learn_spawn_bounds(struct learner *l, struct err *err)
         if (g->drawn)
             exact = &g->text;
         else if (l->n_targets)
-            exact = &l->target[l->updates % l->n_targets];
+            exact = &l->target[(l->updates - 1) % l->n_targets];
         g->upper.log_z = NAN;
         if (spawn_bound(l, g, &g->lower, NULL, 2 * i, err) != 0 ||
             (exact && spawn_bound(l, g, &g->upper, exact, 2 * i + 1, err) != 0))
