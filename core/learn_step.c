@@ -251,11 +251,31 @@ static void remember_scales(struct learner *l)
                 &l->scales[l->n_scales++ % CALIBRATION_UPDATES]);
 }
 
+/* Did particles find no token to draw? */
+static bool died_drawing(const struct trace *t)
+{
+    for (int i = 0; i < t->k && t->n_steps > 0; i++)
+        if (t->cloud[(size_t)(t->n_steps - 1) * (size_t)t->k + (size_t)i] < 0)
+            return true;
+    return false;
+}
+
+/* As long as log ψ is finite a draw fails only where the prior itself has no token left; such a
+ * prior shows that before the first step. */
+static bool is_finite(struct learner *l)
+{
+    bool died = false;
+    for (int i = 0; i < l->n_groups; i++)
+        died |= died_drawing(&learn_population(&l->group[i])->trace);
+    l->mortal |= died && l->updates == 0;
+    return isfinite(l->loss) && (!died || l->mortal);
+}
+
 int learn_step(struct learner *l, struct err *err)
 {
     struct backend *b = l->run->m->backend;
     summarise(l);
-    if (!isfinite(l->loss))
+    if (!is_finite(l))
         return err_field(err, "learning_rate", "the loss is not finite after %d updates",
                          l->updates);
     remember_scales(l);

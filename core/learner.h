@@ -76,6 +76,7 @@ struct learner {
     int updates; /* steps made */
     bool bounding;
     int64_t tokens;          /* drawn */
+    bool mortal;             /* the prior lets particles die while they draw */
     double log_z, loss, ess; /* of the last update */
     struct loss_scales scales[CALIBRATION_UPDATES];
     int n_scales; /* ever made */
