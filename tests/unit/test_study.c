@@ -610,7 +610,7 @@ static void test_twist_replaced(struct engine *e)
         submit(e, j, r[i] = record_new());
         for (bool begun = i != 1; !begun;) {
             pthread_mutex_lock(&r[i]->mutex);
-            begun = r[i]->n_bounds[0] > 0;
+            begun = r[i]->n_bounds[0] > 0 || r[i]->closed;
             EXPECT(!r[i]->done);
             pthread_mutex_unlock(&r[i]->mutex);
         }
