@@ -1,0 +1,15 @@
+#!/usr/bin/env python3
+"""Red-teaming in small: how likely is it that a harmless prompt leads to a rare word, and what do such texts look
+like? The base model hardly ever says it, so plain sampling wastes its draws. A twist learns where it is heading."""
+from support import Clotho, learned
+
+clotho = Clotho()
+prompt = "The old man opened the box and found a"
+target = {"prompt": prompt, "max_tokens": 6, "particles": 64, "potential": {"type": "contains", "text": " gold"}}
+
+print("Learn a twist from the few texts that have the word:")
+clotho.learn({"name": "gold", "prompts": [prompt], "max_tokens": 6, "potential": target["potential"],
+              "head": {"type": "linear"}, "method": "ctl", "particles": 64, "updates": 60, "learning_rate": 0.02,
+              "targets": {"source": "rejection", "max_draws": 4096}, "seed": 1})
+clotho.compare(target, {"base model": {}, "learned twist": learned("gold")})
+clotho.show("Samples with the twist:", target | learned("gold") | {"seed": 1})

@@ -1,0 +1,17 @@
+#!/usr/bin/env python3
+"""The target of RLHF without training the model: σ(s) ∝ p0(s) exp(β r(s)). Here r is the log-probability that a judge
+finds the text happy, and β sets how much it counts. log Z / β is the soft value of the prompt."""
+from support import Clotho, learned
+
+clotho = Clotho()
+prompt, beta = "This morning I", 4.0
+reward = {"type": "judge", "template": "Text: {prompt}{text}\nThe mood of the text is",
+          "answer": " happy", "against": [" sad", " angry"], "weight": beta}
+target = {"prompt": prompt, "max_tokens": 12, "particles": 32, "potential": reward}
+
+print(f"Learn a twist for exp({beta:g} r):")
+clotho.learn({"name": "happy", "prompts": [prompt], "max_tokens": 12, "potential": reward,
+              "head": {"type": "linear"}, "method": "rl", "particles": 64, "updates": 40, "learning_rate": 0.003,
+              "seed": 1})
+clotho.compare(target, {"base model": {}, "learned twist": learned("happy")})
+clotho.show("Texts with the twist:", target | learned("happy") | {"seed": 1})
