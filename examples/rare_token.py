@@ -5,11 +5,11 @@ from support import Clotho, learned
 
 clotho = Clotho()
 prompt = "The old man opened the box and found a"
-target = {"prompt": prompt, "max_tokens": 6, "particles": 64, "potential": {"type": "contains", "text": " gold"}}
+target = {"prompt": prompt, "max_tokens": 6, "particles": 128, "potential": {"type": "contains", "text": " dragon"}}
 
-print("Learn a twist from the few texts that have the word:")
-clotho.learn({"name": "gold", "prompts": [prompt], "max_tokens": 6, "potential": target["potential"],
-              "head": {"type": "linear"}, "method": "ctl", "particles": 64, "updates": 60, "learning_rate": 0.02,
-              "targets": {"source": "rejection", "max_draws": 4096}, "seed": 1})
-clotho.compare(target, {"base model": {}, "learned twist": learned("gold")})
-clotho.show("Samples with the twist:", target | learned("gold") | {"seed": 1})
+print("Learn a twist, first from the one draw in five hundred that has the word:")
+clotho.learn({"name": "dragon", "prompts": [prompt], "max_tokens": 6, "potential": target["potential"],
+              "head": {"type": "linear"}, "method": "ctl", "particles": 256, "updates": 60, "learning_rate": 0.0003,
+              "seed": 1})
+clotho.compare(target, {"base model": {}, "learned twist": learned("dragon")})
+clotho.show("Samples with the twist:", target | learned("dragon") | {"seed": 1})
