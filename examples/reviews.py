@@ -1,16 +1,17 @@
 #!/usr/bin/env python3
-"""Steering: reviews that the model itself judges to be bad ones. φ is the probability of its answer."""
+"""Steering: reviews that the model itself calls bad ones. φ is the probability of its answer, to the fifth power."""
 from support import Clotho, learned
 
 clotho = Clotho()
-prompt = "I bought this"
-judge = {"type": "judge", "template": "Review: {prompt}{text}\nSentiment of the review:",
-         "answer": " negative", "against": [" positive"]}
-target = {"prompt": prompt, "max_tokens": 10, "particles": 32, "potential": judge}
+prompt = "I watched the film last night. It was"
+judge = {"type": "judge", "answer": " negative", "against": [" positive"], "weight": 5,
+         "template": "A great film, I loved every minute. => positive\nBoring and stupid, I left early. => negative\n"
+                     "The acting was superb. => positive\nA waste of time. => negative\nIt was{text} =>"}
+target = {"prompt": prompt, "max_tokens": 10, "stop": ["."], "particles": 32, "potential": judge}
 
 print("Learn a twist:")
-clotho.learn({"name": "negative", "prompts": [prompt], "max_tokens": 10, "potential": judge,
-              "head": {"type": "linear"}, "method": "ctl", "particles": 64, "updates": 40, "learning_rate": 0.003,
+clotho.learn({"name": "negative", "prompts": [prompt], "max_tokens": 10, "stop": ["."], "potential": judge,
+              "head": {"type": "linear"}, "method": "ctl", "particles": 64, "updates": 80, "learning_rate": 0.00003,
               "seed": 1})
 clotho.compare(target, {"base model": {}, "learned twist": learned("negative")})
 clotho.show("Reviews with the twist:", target | learned("negative") | {"seed": 1})

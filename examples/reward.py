@@ -4,14 +4,15 @@ finds the text happy, and β sets how much it counts. log Z / β is the soft val
 from support import Clotho, learned
 
 clotho = Clotho()
-prompt, beta = "This morning I", 4.0
-reward = {"type": "judge", "template": "Text: {prompt}{text}\nThe mood of the text is",
-          "answer": " happy", "against": [" sad", " angry"], "weight": beta}
-target = {"prompt": prompt, "max_tokens": 12, "particles": 32, "potential": reward}
+prompt, beta = "After the funeral we", 16.0
+reward = {"type": "judge", "answer": " happy", "against": [" sad"], "weight": beta,
+          "template": "What a lovely day, we laughed so much. => happy\nMy dog died yesterday. => sad\n"
+                      "I lost my job and my friends. => sad\nWe won the game! => happy\n{prompt}{text} =>"}
+target = {"prompt": prompt, "max_tokens": 8, "stop": ["."], "particles": 32, "potential": reward}
 
 print(f"Learn a twist for exp({beta:g} r):")
-clotho.learn({"name": "happy", "prompts": [prompt], "max_tokens": 12, "potential": reward,
-              "head": {"type": "linear"}, "method": "rl", "particles": 64, "updates": 40, "learning_rate": 0.003,
+clotho.learn({"name": "happy", "prompts": [prompt], "max_tokens": 8, "stop": ["."], "potential": reward,
+              "head": {"type": "linear"}, "method": "rl", "particles": 64, "updates": 40, "learning_rate": 0.0003,
               "seed": 1})
 clotho.compare(target, {"base model": {}, "learned twist": learned("happy")})
 clotho.show("Texts with the twist:", target | learned("happy") | {"seed": 1})

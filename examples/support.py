@@ -14,6 +14,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAM = os.environ.get("CLOTHO_BIN") or str(ROOT / "build/release/clotho")
+MODEL = os.environ.get("CLOTHO_EXAMPLE_MODEL") or subprocess.run(
+    [ROOT / "deploy/fetch-model.sh"], check=True, text=True, stdout=subprocess.PIPE).stdout.strip()
 
 
 class Clotho:
@@ -21,8 +23,6 @@ class Clotho:
     example ends."""
 
     def __init__(self):
-        model = os.environ.get("CLOTHO_EXAMPLE_MODEL") or subprocess.run(
-            [ROOT / "deploy/fetch-model.sh"], check=True, text=True, stdout=subprocess.PIPE).stdout.strip()
         self.folder = tempfile.TemporaryDirectory(prefix="clotho-example-")
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
@@ -30,7 +30,7 @@ class Clotho:
         self.url = f"http://127.0.0.1:{port}"
         self.log = Path(self.folder.name, "log")
         self.process = subprocess.Popen(
-            [PROGRAM, "serve", "--model", model, "--port", str(port), "--twist-dir", self.folder.name],
+            [PROGRAM, "serve", "--model", MODEL, "--port", str(port), "--twist-dir", self.folder.name],
             stderr=self.log.open("w"))
         atexit.register(self.close)
         while not self.is_ready():

@@ -4,14 +4,15 @@ Exact draws (by rejection: φ is a probability) give an upper bound as well, and
 from support import Clotho, learned
 
 clotho = Clotho()
-prompt = "My neighbour is"
-judge = {"type": "judge", "template": "Sentence: {prompt}{text}\nIs the sentence polite or rude? It is",
-         "answer": " rude", "against": [" polite"]}
-target = {"prompt": prompt, "max_tokens": 10, "particles": 32, "potential": judge}
+prompt = "Thank you so much, you are such a"
+judge = {"type": "judge", "answer": " rude", "against": [" polite"],
+         "template": "Thank you so much, dear. => polite\nShut up, you idiot. => rude\nHow lovely to see you. => polite\n"
+                     "You are a stupid liar. => rude\n{prompt}{text} =>"}
+target = {"prompt": prompt, "max_tokens": 8, "stop": ["."], "particles": 32, "potential": judge}
 
 print("Learn a twist:")
-clotho.learn({"name": "rude", "prompts": [prompt], "max_tokens": 10, "potential": judge, "head": {"type": "linear"},
-              "method": "ctl", "particles": 64, "updates": 40, "learning_rate": 0.003, "seed": 1})
+clotho.learn({"name": "rude", "prompts": [prompt], "max_tokens": 8, "stop": ["."], "potential": judge,
+              "head": {"type": "linear"}, "method": "ctl", "particles": 64, "updates": 80, "learning_rate": 0.00003, "seed": 1})
 for name, fields in {"base model": {}, "learned twist": learned("rude")}.items():
     for event in clotho.events("/v1/bounds", target | fields | {
             "repeats": 4, "seed": 1, "targets": {"source": "rejection", "max_draws": 1024}}):
