@@ -11,7 +11,7 @@ target = {"prompt": prompt, "max_tokens": 10, "stop": ["."], "particles": 32, "p
 
 print("Learn a twist:")
 clotho.learn({"name": "negative", "prompts": [prompt], "max_tokens": 10, "stop": ["."], "potential": judge,
-              "head": {"type": "linear"}, "method": "ctl", "particles": 64, "updates": 80, "learning_rate": 0.00003,
+              "head": {"type": "linear"}, "method": "ctl", "particles": 64, "updates": 80, "learning_rate": 0.0001,
               "seed": 1})
 clotho.compare(target, {"base model": {}, "learned twist": learned("negative")})
 clotho.show("Reviews with the twist:", target | learned("negative") | {"seed": 1})

@@ -12,7 +12,7 @@ target = {"prompt": prompt, "max_tokens": 8, "stop": ["."], "particles": 32, "po
 
 print("Learn a twist:")
 clotho.learn({"name": "rude", "prompts": [prompt], "max_tokens": 8, "stop": ["."], "potential": judge,
-              "head": {"type": "linear"}, "method": "ctl", "particles": 64, "updates": 80, "learning_rate": 0.00003, "seed": 1})
+              "head": {"type": "linear"}, "method": "ctl", "particles": 64, "updates": 80, "learning_rate": 0.0001, "seed": 1})
 for name, fields in {"base model": {}, "learned twist": learned("rude")}.items():
     for event in clotho.events("/v1/bounds", target | fields | {
             "repeats": 4, "seed": 1, "targets": {"source": "rejection", "max_draws": 1024}}):

@@ -605,7 +605,7 @@ static void test_divergence(struct engine *e)
         struct job *j = short_job(e, (enum twist_method)method, 100);
         j->learn.spec.n_layers = 3;
         j->learn.spec.hidden = 32;
-        j->learn.spec.learning_rate = 1e30;
+        j->learn.spec.learning_rate = 1e38;
         expect_error(run(e, j), ERR_INVALID, "learning_rate", "not finite after");
     }
 }
