@@ -12,7 +12,7 @@ target = {"prompt": prompt, "max_tokens": 8, "stop": ["."], "particles": 32, "po
 
 print(f"Learn a twist for exp({beta:g} r):")
 clotho.learn({"name": "happy", "prompts": [prompt], "max_tokens": 8, "stop": ["."], "potential": reward,
-              "head": {"type": "linear"}, "method": "rl", "particles": 64, "updates": 40, "learning_rate": 0.0003,
+              "head": {"type": "linear"}, "method": "ctl", "particles": 64, "updates": 80, "learning_rate": 0.0001,
               "seed": 1})
 clotho.compare(target, {"base model": {}, "learned twist": learned("happy")})
 clotho.show("Texts with the twist:", target | learned("happy") | {"seed": 1})
