@@ -121,7 +121,7 @@ const struct setting settings[] = {
     {"updates", SETTING_NUMBER, LEARN, AT(request.updates), .arg = "N", .field = "updates",
      .help = "Steps of Adam; each takes the next prompt. Default: 100."},
     {"learning-rate", SETTING_NUMBER, LEARN, AT(request.learning_rate), .arg = "X",
-     .field = "learning_rate", .help = "Of Adam. Default: 0.001."},
+     .field = "learning_rate", .help = "Of Adam. Default: 0.0001."},
     {"condition-tokens", SETTING_NUMBER, LEARN, AT(request.condition_tokens), .arg = "N",
      .field = "condition.tokens",
      .help = "Learn one twist for all endings of N tokens instead of one for a potential."},

@@ -1,6 +1,7 @@
 /* The tokenizers of real vocabularies against ids by independent implementations
  * (tests/golden/make_tokenizer.py, llama.cpp's vocabulary tests). Files that are not here are left
- * out with a message: SmolLM2 from $CLOTHO_TEST_MODEL or the cache, the others from $CLOTHO_TEST_DATA.
+ * out with a message: SmolLM2 from $CLOTHO_TEST_MODEL or the cache, the others from
+ * $CLOTHO_TEST_DATA.
  */
 #include "../../core/tokenizer.h"
 
