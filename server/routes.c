@@ -68,10 +68,10 @@ static bool wants_sse(const struct call *c)
     return accept && strstr(accept, "text/event-stream");
 }
 
-/* A job whose events are streamed, unless the request says otherwise. */
+/* A job, whose events are streamed unless the request says otherwise. */
 static enum MHD_Result
-post_streamed(struct call *c, int (*request)(struct job **, struct request_opts *, const char *body,
-                                             size_t len, const struct engine_info *, struct err *))
+post_job(struct call *c, int (*request)(struct job **, struct request_opts *, const char *body,
+                                        size_t len, const struct engine_info *, struct err *))
 {
     if (c->stream)
         return answer_whole(c);
@@ -89,32 +89,29 @@ post_streamed(struct call *c, int (*request)(struct job **, struct request_opts 
 
 static enum MHD_Result post_sample(struct call *c)
 {
-    return post_streamed(c, request_sample);
+    return post_job(c, request_sample);
 }
 
 static enum MHD_Result post_bounds(struct call *c)
 {
-    return post_streamed(c, request_bounds);
+    return post_job(c, request_bounds);
 }
 
 static enum MHD_Result post_twists(struct call *c)
 {
-    return post_streamed(c, request_learn);
+    return post_job(c, request_learn);
+}
+
+static int request_score_whole(struct job **out, struct request_opts *opts, const char *body,
+                               size_t len, const struct engine_info *info, struct err *err)
+{
+    opts->stream = false;
+    return request_score(out, body, len, info, err);
 }
 
 static enum MHD_Result post_score(struct call *c)
 {
-    if (c->stream)
-        return answer_whole(c);
-    enum MHD_Result answered;
-    const struct engine_info *info = need_info(c, &answered);
-    if (!info)
-        return answered;
-    struct job *job;
-    struct err err;
-    if (request_score(&job, c->body.data, c->body.len, info, &err))
-        return call_fail(c, &err);
-    return submit(c, job, STREAM_WHOLE);
+    return post_job(c, request_score_whole);
 }
 
 /* ------------------------------------------------------- the tokenizer, the model */

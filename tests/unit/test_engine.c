@@ -7,6 +7,7 @@
 #include <pthread.h>
 
 #include "../tiny_model.h"
+#include "../waiter.h"
 
 static char model_path[] = "/tmp/clotho-test-engine-XXXXXX";
 
@@ -14,9 +15,8 @@ static char model_path[] = "/tmp/clotho-test-engine-XXXXXX";
  * ------------------------------------------------------------------------- */
 
 struct record {
-    pthread_mutex_t mutex;
-    pthread_cond_t ended;
-    int closed, n_events, n_samples, n_steps, n_resamples;
+    struct waiter waiter; /* first: the sink knows it as that */
+    int n_events, n_samples, n_steps, n_resamples;
     int stop_after; /* events, then the sink asks to cancel; 0: never */
     bool done, failed;
     double log_z, weight_sum;
@@ -26,7 +26,7 @@ struct record {
 static int record_event(void *user, const struct event *e)
 {
     struct record *r = user;
-    pthread_mutex_lock(&r->mutex);
+    pthread_mutex_lock(&r->waiter.mutex);
     int n = ++r->n_events;
     r->n_steps += e->type == EVENT_STEP;
     r->n_resamples += e->type == EVENT_RESAMPLE;
@@ -42,40 +42,20 @@ static int record_event(void *user, const struct event *e)
         r->log_z = e->done.log_z;
     }
     r->failed |= e->type == EVENT_ERROR;
-    pthread_mutex_unlock(&r->mutex);
+    pthread_mutex_unlock(&r->waiter.mutex);
     return r->stop_after && n >= r->stop_after;
-}
-
-static void record_closed(void *user)
-{
-    struct record *r = user;
-    pthread_mutex_lock(&r->mutex);
-    r->closed++;
-    pthread_cond_signal(&r->ended);
-    pthread_mutex_unlock(&r->mutex);
 }
 
 static void record_init(struct record *r)
 {
     *r = (struct record){0};
-    pthread_mutex_init(&r->mutex, NULL);
-    pthread_cond_init(&r->ended, NULL);
-}
-
-static void record_wait(struct record *r)
-{
-    pthread_mutex_lock(&r->mutex);
-    while (!r->closed)
-        pthread_cond_wait(&r->ended, &r->mutex);
-    pthread_mutex_unlock(&r->mutex);
+    waiter_init(&r->waiter);
 }
 
 static void record_free(struct record *r)
 {
-    EXPECT_INT(r->closed, 1);
     buf_free(&r->samples);
-    pthread_mutex_destroy(&r->mutex);
-    pthread_cond_destroy(&r->ended);
+    waiter_free(&r->waiter);
 }
 
 static const int32_t PROMPT[] = {0, 2, 3, 4, 2, 5};
@@ -130,20 +110,20 @@ static void submit(struct engine *e, struct job *j, struct record *r)
 {
     uint64_t handle;
     struct err err;
-    struct sink sink = {record_event, record_closed, r};
+    struct sink sink = {record_event, waiter_closed, r};
     if (engine_submit(e, j, sink, &handle, &err) == 0)
         return;
     fprintf(stderr, "%s\n", err.msg);
     EXPECT(!"submitted");
     job_free(j);
-    record_closed(r);
+    waiter_closed(r);
 }
 
 static void run(struct engine *e, struct job *j, struct record *r)
 {
     record_init(r);
     submit(e, j, r);
-    record_wait(r);
+    waiter_wait(&r->waiter);
 }
 
 static struct engine *open_engine(int batch_rows, size_t kv_bytes)
@@ -229,13 +209,13 @@ static void test_could_never_fit(void)
     uint64_t handle;
     struct record r;
     record_init(&r);
-    EXPECT_INT(engine_submit(e, j, (struct sink){record_event, record_closed, &r}, &handle, &err),
+    EXPECT_INT(engine_submit(e, j, (struct sink){record_event, waiter_closed, &r}, &handle, &err),
                -1);
     EXPECT_INT(err.code, ERR_INVALID);
     EXPECT_STR(err.param, "max_tokens");
-    EXPECT_INT(r.closed, 0);
+    EXPECT_INT(r.waiter.closed, 0);
     job_free(j);
-    record_closed(&r);
+    waiter_closed(&r);
     record_free(&r);
     engine_close(e);
 }
@@ -260,15 +240,15 @@ static void *client_main(void *arg)
             job_of_kind((int)(random.v[2] % KINDS), 1 + (int)(random.v[3] % 20), 12, random.v[1]);
         struct err err;
         uint64_t handle;
-        struct sink sink = {record_event, record_closed, &r};
+        struct sink sink = {record_event, waiter_closed, &r};
         if (engine_submit(c->engine, j, sink, &handle, &err) == 0) {
             if (random.v[0] % 3 == 1)
                 engine_cancel(c->engine, handle);
-            record_wait(&r);
+            waiter_wait(&r.waiter);
         } else {
             EXPECT_INT(err.code, ERR_BUSY);
             job_free(j);
-            record_closed(&r);
+            waiter_closed(&r);
         }
         record_free(&r);
     }
@@ -315,7 +295,7 @@ static void test_drain_and_close(void)
     EXPECT_INT(engine_submit(e, late, (struct sink){0}, &handle, &err), -1);
     EXPECT_INT(err.code, ERR_UNAVAILABLE);
     job_free(late);
-    record_wait(&r[0]); /* draining lets jobs finish … */
+    waiter_wait(&r[0].waiter); /* draining lets jobs finish … */
     EXPECT(r[0].done);
     engine_close(e); /* … closing does not, but every sink is closed */
     for (int i = 0; i < N; i++)

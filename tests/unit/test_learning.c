@@ -9,6 +9,7 @@
 
 #include "../../core/twist.h"
 #include "../tiny_model.h"
+#include "../waiter.h"
 
 enum { MAX_TOKENS = 3, MAX_TEXTS = 1200 };
 
@@ -37,9 +38,8 @@ static struct engine *open_engine(int batch_rows, size_t twist_bytes)
 /* ---- what a job says ---- */
 
 struct record {
-    pthread_mutex_t mutex;
-    pthread_cond_t ended;
-    int closed, n_updates, n_scores, n_bounds[2], n_extinct;
+    struct waiter waiter; /* first: the sink knows it as that */
+    int n_updates, n_scores, n_bounds[2], n_extinct;
     int stop_after; /* updates, then the sink asks to cancel; 0: never */
     bool done;
     struct err err;         /* code 0: none */
@@ -76,53 +76,33 @@ static void take(struct record *r, const struct event *e)
 static int record_event(void *user, const struct event *e)
 {
     struct record *r = user;
-    pthread_mutex_lock(&r->mutex);
+    pthread_mutex_lock(&r->waiter.mutex);
     EXPECT(!r->done && !r->err.code);
     take(r, e);
     bool stop = r->stop_after && r->n_updates == r->stop_after;
-    pthread_mutex_unlock(&r->mutex);
+    pthread_mutex_unlock(&r->waiter.mutex);
     return stop;
-}
-
-static void record_closed(void *user)
-{
-    struct record *r = user;
-    pthread_mutex_lock(&r->mutex);
-    r->closed++;
-    pthread_cond_signal(&r->ended);
-    pthread_mutex_unlock(&r->mutex);
 }
 
 static struct record *record_new(void)
 {
     struct record *r = calloc(1, sizeof *r);
-    pthread_mutex_init(&r->mutex, NULL);
-    pthread_cond_init(&r->ended, NULL);
+    waiter_init(&r->waiter);
     return r;
-}
-
-static void record_wait(struct record *r)
-{
-    pthread_mutex_lock(&r->mutex);
-    while (!r->closed)
-        pthread_cond_wait(&r->ended, &r->mutex);
-    pthread_mutex_unlock(&r->mutex);
 }
 
 static void record_free(struct record *r)
 {
-    EXPECT_INT(r->closed, 1);
-    pthread_mutex_destroy(&r->mutex);
-    pthread_cond_destroy(&r->ended);
+    waiter_free(&r->waiter);
     free(r);
 }
 
 static uint64_t submit(struct engine *e, struct job *j, struct record *r)
 {
     uint64_t handle = 0;
-    if (engine_submit(e, j, (struct sink){record_event, record_closed, r}, &handle, &r->err) != 0) {
+    if (engine_submit(e, j, (struct sink){record_event, waiter_closed, r}, &handle, &r->err) != 0) {
         job_free(j);
-        record_closed(r);
+        waiter_closed(r);
     }
     return handle;
 }
@@ -131,7 +111,7 @@ static struct record *run(struct engine *e, struct job *j)
 {
     struct record *r = record_new();
     submit(e, j, r);
-    record_wait(r);
+    waiter_wait(&r->waiter);
     return r;
 }
 
@@ -460,14 +440,14 @@ static struct buf learn_in_a_crowd(struct engine *e, struct job *j)
         set_target(live);
         submit(e, live, crowd[i] = record_new());
     }
-    record_wait(r);
+    waiter_wait(&r->waiter);
     must(r);
     record_free(r);
-    record_wait(beside);
+    waiter_wait(&beside->waiter);
     must(beside);
     record_free(beside);
     for (int i = 0; i < 12; i++) {
-        record_wait(crowd[i]);
+        waiter_wait(&crowd[i]->waiter);
         must(crowd[i]);
         record_free(crowd[i]);
     }
@@ -523,7 +503,7 @@ static void test_cancelled(struct engine *e)
     j->learn.checkpoint = 4;
     r->stop_after = 10;
     submit(e, j, r);
-    record_wait(r);
+    waiter_wait(&r->waiter);
     EXPECT(!r->done && !r->err.code);
     record_free(r);
     EXPECT_INT(updates_in_file("t"), 8);
@@ -534,7 +514,7 @@ static void test_cancelled(struct engine *e)
         r = record_new();
         r->stop_after = stop;
         submit(e, j, r);
-        record_wait(r);
+        waiter_wait(&r->waiter);
         record_free(r);
         struct buf after = read_twist("t");
         EXPECT(same_bytes(&before, &after));
@@ -555,7 +535,7 @@ static void test_cancelled_anywhere(struct engine *e)
         uint64_t handle = submit(e, j, r);
         usleep((useconds_t)(500 * i));
         engine_cancel(e, handle);
-        record_wait(r);
+        waiter_wait(&r->waiter);
         record_free(r);
         EXPECT(n_files() == 0 || updates_in_file("t") > 0);
         EXPECT(n_files() < 2);
@@ -654,12 +634,12 @@ static void test_engine_ends(void)
     j->learn.checkpoint = 1;
     submit(e, j, r);
     for (bool running = false; !running; usleep(1000)) {
-        pthread_mutex_lock(&r->mutex);
+        pthread_mutex_lock(&r->waiter.mutex);
         running = r->n_updates > 2;
-        pthread_mutex_unlock(&r->mutex);
+        pthread_mutex_unlock(&r->waiter.mutex);
     }
     engine_close(e);
-    record_wait(r);
+    waiter_wait(&r->waiter);
     record_free(r);
     EXPECT(updates_in_file("t") > 0);
     remove_twist("t");

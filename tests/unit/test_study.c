@@ -8,6 +8,7 @@
 #include <pthread.h>
 
 #include "../machine_run.h"
+#include "../waiter.h"
 
 enum { MAX_TOKENS = 3, MAX_TEXTS = 1200, MAX_REPEATS = 4096 };
 
@@ -33,9 +34,8 @@ static struct engine *open_engine(int batch_rows)
 /* ---- what a job says ---- */
 
 struct record {
-    pthread_mutex_t mutex;
-    pthread_cond_t ended;
-    int closed, n_events, n_scores, n_bounds[2];
+    struct waiter waiter; /* first: the sink knows it as that */
+    int n_events, n_scores, n_bounds[2];
     int stop_after; /* events, then the sink asks to cancel; 0: never */
     bool done, failed;
     int particles; /* of the start */
@@ -81,46 +81,26 @@ static void take(struct record *r, const struct event *e)
 static int record_event(void *user, const struct event *e)
 {
     struct record *r = user;
-    pthread_mutex_lock(&r->mutex);
+    pthread_mutex_lock(&r->waiter.mutex);
     EXPECT(!r->done && !r->failed);
     int n = ++r->n_events;
     take(r, e);
     bool stop = r->stop_after && n >= r->stop_after;
-    pthread_mutex_unlock(&r->mutex);
+    pthread_mutex_unlock(&r->waiter.mutex);
     return stop;
-}
-
-static void record_closed(void *user)
-{
-    struct record *r = user;
-    pthread_mutex_lock(&r->mutex);
-    r->closed++;
-    pthread_cond_signal(&r->ended);
-    pthread_mutex_unlock(&r->mutex);
 }
 
 static struct record *record_new(void)
 {
     struct record *r = calloc(1, sizeof *r);
-    pthread_mutex_init(&r->mutex, NULL);
-    pthread_cond_init(&r->ended, NULL);
+    waiter_init(&r->waiter);
     return r;
-}
-
-static void record_wait(struct record *r)
-{
-    pthread_mutex_lock(&r->mutex);
-    while (!r->closed)
-        pthread_cond_wait(&r->ended, &r->mutex);
-    pthread_mutex_unlock(&r->mutex);
 }
 
 static void record_free(struct record *r)
 {
-    EXPECT_INT(r->closed, 1);
     buf_free(&r->bytes);
-    pthread_mutex_destroy(&r->mutex);
-    pthread_cond_destroy(&r->ended);
+    waiter_free(&r->waiter);
     free(r);
 }
 
@@ -128,12 +108,12 @@ static uint64_t submit(struct engine *e, struct job *j, struct record *r)
 {
     uint64_t handle = 0;
     struct err err;
-    struct sink sink = {record_event, record_closed, r};
+    struct sink sink = {record_event, waiter_closed, r};
     if (engine_submit(e, j, sink, &handle, &err) != 0) {
         fprintf(stderr, "%s\n", err.msg);
         EXPECT(!"submitted");
         job_free(j);
-        record_closed(r);
+        waiter_closed(r);
     }
     return handle;
 }
@@ -142,7 +122,7 @@ static struct record *run(struct engine *e, struct job *j)
 {
     struct record *r = record_new();
     submit(e, j, r);
-    record_wait(r);
+    waiter_wait(&r->waiter);
     if (r->failed)
         fprintf(stderr, "%s\n", r->err.msg);
     return r;
@@ -555,7 +535,7 @@ static void expect_failed(struct engine *e, struct job *j, const char *param)
 {
     struct record *r = record_new();
     submit(e, j, r);
-    record_wait(r);
+    waiter_wait(&r->waiter);
     EXPECT(r->failed && !r->done);
     EXPECT_STR(r->err.param, param);
     EXPECT_INT(r->n_bounds[0], 0);
@@ -609,14 +589,14 @@ static void test_twist_replaced(struct engine *e)
         j->repeats = MAX_REPEATS;
         submit(e, j, r[i] = record_new());
         for (bool begun = i != 1; !begun;) {
-            pthread_mutex_lock(&r[i]->mutex);
-            begun = r[i]->n_bounds[0] > 0 || r[i]->closed;
+            pthread_mutex_lock(&r[i]->waiter.mutex);
+            begun = r[i]->n_bounds[0] > 0 || r[i]->waiter.closed;
             EXPECT(!r[i]->done);
-            pthread_mutex_unlock(&r[i]->mutex);
+            pthread_mutex_unlock(&r[i]->waiter.mutex);
         }
         if (i == 1)
             save_twist(e, "random", true, 99);
-        record_wait(r[i]);
+        waiter_wait(&r[i]->waiter);
         EXPECT(r[i]->done);
     }
     EXPECT(memcmp(r[0]->bound[0], r[1]->bound[0], sizeof r[0]->bound[0]) == 0);
@@ -656,14 +636,14 @@ static void test_crowd(struct engine *e)
     for (int i = 0; i < LIVE; i++)
         submit(e, live_job(3), live[i] = record_new());
     for (int i = 0; i < STUDIES; i++) {
-        record_wait(crowd[i]);
+        waiter_wait(&crowd[i]->waiter);
         EXPECT(crowd[i]->done);
         EXPECT(crowd[i]->bytes.len == alone[i % 15]->bytes.len &&
                memcmp(crowd[i]->bytes.data, alone[i % 15]->bytes.data, crowd[i]->bytes.len) == 0);
         record_free(crowd[i]);
     }
     for (int i = 0; i < LIVE; i++) {
-        record_wait(live[i]);
+        waiter_wait(&live[i]->waiter);
         EXPECT(live[i]->done && live[i]->bytes.len == live_alone->bytes.len);
         EXPECT(memcmp(live[i]->bytes.data, live_alone->bytes.data, live_alone->bytes.len) == 0);
         record_free(live[i]);
@@ -692,11 +672,11 @@ static void test_nobody_waits(struct engine *e)
         EXPECT(live->done);
         record_free(live);
     }
-    pthread_mutex_lock(&study->mutex);
+    pthread_mutex_lock(&study->waiter.mutex);
     EXPECT(!study->done && study->n_bounds[0] < MAX_REPEATS);
     study->stop_after = 1; /* at its next word */
-    pthread_mutex_unlock(&study->mutex);
-    record_wait(study);
+    pthread_mutex_unlock(&study->waiter.mutex);
+    waiter_wait(&study->waiter);
     EXPECT(!study->done && !study->failed);
     record_free(study);
     expect_nothing_left(e);
@@ -712,7 +692,7 @@ static void test_cancelled(struct engine *e)
         uint64_t handle = submit(e, j, r);
         usleep((unsigned)(i * 137 % 9000));
         engine_cancel(e, handle);
-        record_wait(r);
+        waiter_wait(&r->waiter);
         EXPECT(!r->failed);
         record_free(r);
     }
