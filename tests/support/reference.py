@@ -87,8 +87,8 @@ class Model:
         out = np.einsum("bhij,bjhd->bihd", p, v).reshape(batch, length, -1)
         return self.round(out) @ w["attn_output"].T
 
-    def logits(self, tokens):
-        """tokens (batch, length) -> logits (batch, length, vocab) of every next token."""
+    def hidden(self, tokens):
+        """tokens (batch, length) -> the last hidden states (batch, length, dim), normalised."""
         x = self.embedding[np.asarray(tokens)]
         for w in self.layers:
             x = x + self._attention(self._norm(x, w["attn_norm"]), w)
@@ -96,18 +96,27 @@ class Model:
             gate = y @ w["ffn_gate"].T
             inner = gate / (1 + np.exp(-gate)) * (y @ w["ffn_up"].T)
             x = x + self.round(inner) @ w["ffn_down"].T
-        return self._norm(x, self.output_norm) @ self.output.T
+        return self._norm(x, self.output_norm)
 
-    def next_logits(self, contexts):
-        """Logits after each of a list of token tuples. Remembered: enumeration asks often."""
+    def logits(self, tokens):
+        """tokens (batch, length) -> logits (batch, length, vocab) of every next token."""
+        return self.hidden(tokens) @ self.output.T
+
+    def next_hidden(self, contexts):
+        """The last hidden state of each of a list of token tuples. Remembered: enumeration asks
+        often."""
         missing = {}
         for c in set(contexts) - self._cache.keys():
             missing.setdefault(len(c), []).append(c)
         for group in missing.values():
             for at in range(0, len(group), 512):
                 part = group[at:at + 512]
-                self._cache.update(zip(part, self.logits(part)[:, -1]))
+                self._cache.update(zip(part, self.hidden(part)[:, -1]))
         return [self._cache[c] for c in contexts]
+
+    def next_logits(self, contexts):
+        """Logits of the next token after each of a list of token tuples."""
+        return [h @ self.output.T for h in self.next_hidden(contexts)]
 
 
 class Tokenizer:
