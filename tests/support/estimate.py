@@ -17,11 +17,11 @@ OFTEN = 20  # runs that must have met a text to judge it alone
 THREADS = 6
 
 
-def run_many(server, requests, threads=THREADS):
+def run_many(server, requests, threads=THREADS, ask=lambda client, fields: client.sample(**fields)):
     """The runs of many requests, a few at a time over kept connections, in the requests' order."""
 
     def one(fields):
-        return server.client().sample(**fields)
+        return ask(server.client(), fields)
 
     with ThreadPoolExecutor(threads) as pool:
         return list(pool.map(one, requests))

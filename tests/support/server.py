@@ -243,3 +243,11 @@ class Client:
 
     def score(self, **fields):
         return self.post_ok("/v1/score", fields)["results"]
+
+    def bounds(self, **fields):
+        """The whole answer of /v1/bounds."""
+        return self.post_ok("/v1/bounds", fields | {"stream": False})
+
+    def learn(self, **fields):
+        """Learn a twist; the whole answer."""
+        return self.post_ok("/v1/twists", fields | {"stream": False})
