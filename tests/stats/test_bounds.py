@@ -160,7 +160,7 @@ def exact(serve, reference, folder):
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("threshold", [NEVER, ALWAYS])
 def test_no_gap_with_the_exact_twist(exact, threshold, scheme):
-    """Every run says log Z, with a single particle too, and q is sigma."""
+    """Every run says log Z, and q is sigma."""
     running, target = exact
     bounds = bound(running, target, 20, particles=5, twist={"type": "learned", "name": "exact"},
                    resampling={"scheme": scheme, "ess_threshold": threshold})
