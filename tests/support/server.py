@@ -114,6 +114,11 @@ class Server:
             self._local.client = Client(self.host, self.port)
         return self._local.client
 
+    def cpu_seconds(self):
+        """Of all its threads, so far: what other programs are doing does not count."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def memory(self):
         """Resident bytes now and at most so far (VmRSS, VmHWM)."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
