@@ -11,24 +11,22 @@ import sys
 from support import PROGRAM, Clotho, MODEL
 
 out = sys.argv[1] if len(sys.argv) > 1 else "bounds.svg"
-prompt, T = "The old man opened the box and found a", 6
+prompt, T = "The old man opened the box and found a", 3
 potential = {"type": "contains", "text": " dragon"}
 clotho = Clotho()
 
 print("Exact draws of the posterior, the few of the prior's that have the word:")
 exact, drawn = [], 0
-while len(exact) < 24:
+while len(exact) < 8:
     samples, _ = clotho.sample({"prompt": prompt, "max_tokens": T, "particles": 1024, "seed": 1000 + drawn,
                                 "potential": potential})
     exact += [s["tokens"] for s in samples if s["weight"] > 0]
     drawn += len(samples)
-print(f"  {len(exact)} of {drawn}\n\nLearn a twist from two thirds of them:")
-learned, held_out = exact[:16], exact[16:24]
-clotho.learn({"name": "dragon", "prompts": [prompt], "max_tokens": T, "potential": potential, "targets": learned,
-              "head": {"type": "linear"}, "method": "ctl", "particles": 128, "updates": 80, "learning_rate": 0.0003,
-              "seed": 1})
+print(f"  {len(exact)} of {drawn}\n\nLearn a twist, from its own draws:")
+clotho.learn({"name": "dragon", "prompts": [prompt], "max_tokens": T, "potential": potential, "head": {"type": "linear"},
+              "method": "ctl", "particles": 512, "updates": 80, "learning_rate": 0.0003, "seed": 1})
 print()
 sys.exit(subprocess.run([
     PROGRAM, "bounds", "--model", MODEL, "--twist-dir", clotho.folder.name, "--twist", "dragon", "--seed", "1",
-    "--max-tokens", str(T), "--potential", json.dumps(potential), "--targets", json.dumps(held_out),
+    "--max-tokens", str(T), "--potential", json.dumps(potential), "--targets", json.dumps(exact[:8]),
     "--particles", "4,16,64,256", "--repeats", "8", "--plot", out, prompt]).returncode)
