@@ -5,7 +5,7 @@ set -euo pipefail
 usage() {
     cat <<'TEXT'
 usage: deploy/install-deps.sh [--tests] [--check]
-  --tests   also what the test suite needs: clang with its sanitizer and fuzzer runtime
+  --tests   also what the test suite needs: a C++ compiler, clang with its sanitizer and fuzzer runtime
   --check   install nothing: list what is missing, exit 1 if anything is
 After it, `cmake -S . -B DIR && cmake --build DIR` builds the program.
 TEXT
@@ -85,7 +85,7 @@ clang_runtime() {
 updated=false
 install_missing "${packages[@]}"
 if $tests; then
-    install_missing clang libomp-dev
+    install_missing g++ clang libomp-dev
     install_missing "$(clang_runtime)"
 fi
 

@@ -8,30 +8,6 @@
 
 #include "cpu_ops.h"
 
-const char *const backend_op_names[OP_COUNT] = {
-    [OP_EMBED] = "embed",
-    [OP_RMSNORM] = "rmsnorm",
-    [OP_LINEAR] = "linear",
-    [OP_ROPE_STORE] = "rope_store",
-    [OP_ATTEND] = "attend",
-    [OP_SWIGLU] = "swiglu",
-    [OP_COPY_ROWS] = "copy_rows",
-    [OP_KV_COPY] = "kv_copy",
-    [OP_PROPOSE] = "propose",
-    [OP_RESAMPLE] = "resample",
-    [OP_ACTIVATE] = "activate",
-    [OP_WEIGHT_UPDATE] = "weight_update",
-    [OP_LINEAR_GRAD] = "linear_grad",
-    [OP_RELU_GRAD] = "relu_grad",
-    [OP_PROPOSE_GRAD] = "propose_grad",
-    [OP_ADAM] = "adam",
-};
-
-size_t act_size(enum act_type act)
-{
-    return act == ACT_BF16 ? 2 : 4;
-}
-
 /* The plug-in's entry point has the contract of backend_open. It stays loaded until the process
  * ends.
  */
@@ -54,6 +30,28 @@ static int cuda_open(struct backend **out, const struct backend_opts *o, char *w
     return -1;
 }
 
+/* The plug-in is large: without a driver it is not even looked for. */
+static bool has_driver(char *why, size_t why_size)
+{
+    void *driver = dlopen("libcuda.so.1", RTLD_LAZY | RTLD_LOCAL);
+    if (!driver)
+        snprintf(why, why_size, "no NVIDIA driver (libcuda.so.1)");
+    else
+        dlclose(driver);
+    return driver;
+}
+
+static int auto_open(struct backend **out, const struct backend_opts *o, char *why, size_t why_size)
+{
+    char reason[sizeof((struct backend *)0)->fallback];
+    if (has_driver(reason, sizeof reason) && cuda_open(out, o, reason, sizeof reason) == 0)
+        return 0;
+    if (cpu_open(out, o, why, why_size))
+        return -1;
+    memcpy((*out)->fallback, reason, sizeof reason);
+    return 0;
+}
+
 int backend_open(struct backend **out, const struct backend_opts *o, char *why, size_t why_size)
 {
     if (strcmp(o->kind, "cpu") == 0)
@@ -61,7 +59,7 @@ int backend_open(struct backend **out, const struct backend_opts *o, char *why, 
     if (strcmp(o->kind, "cuda") == 0)
         return cuda_open(out, o, why, why_size);
     if (strcmp(o->kind, "auto") == 0)
-        return cuda_open(out, o, why, why_size) == 0 ? 0 : cpu_open(out, o, why, why_size);
+        return auto_open(out, o, why, why_size);
     snprintf(why, why_size, "backend \"%s\" is none of auto, cpu, cuda", o->kind);
     return -1;
 }

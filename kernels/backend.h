@@ -1,6 +1,6 @@
 /* THE contract between the model and a device. A short table of operations, all of them mandatory;
  * the transformer (core/model.c) and the engine are written over it once, and know no device beyond
- * it.
+ * it. Read by C and by C++ (the CUDA files).
  *
  * Preconditions, common to all operations:
  * - One thread uses a backend: the one that opened it, the engine's. Operations are queued in
@@ -24,6 +24,10 @@
 #include <stdint.h>
 
 #include "dequant.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
 
 enum act_type { ACT_F32, ACT_BF16 };
 
@@ -265,6 +269,16 @@ struct backend_ops {
     /* Weigh n populations and resample those that need it. HOST array of args; out dev (n). */
     int (*resample)(struct backend *, const struct resample_args *, struct resample_out *out,
                     int n);
+
+    /* ---- recording: one launch instead of hundreds, on devices where that counts
+     *
+     * Between record(key) and record_end() the caller queues operations (no memory, copies between
+     * host and dev, or kv_copy) that are the same, with the same arguments, every time that `key`
+     * is the same; what differs lies in dev memory. record returns 1 when the device has replayed
+     * what it recorded before: then neither the operations nor record_end are to be called; 0: call
+     * them; -1 failure. Only where backend->records is set; key >= 0. */
+    int (*record)(struct backend *, int key);
+    int (*record_end)(struct backend *);
 };
 
 enum backend_op {
@@ -284,6 +298,7 @@ enum backend_op {
     OP_RELU_GRAD,
     OP_PROPOSE_GRAD,
     OP_ADAM,
+    OP_REPLAY, /* all the operations of a recording */
     OP_COUNT
 };
 extern const char *const backend_op_names[OP_COUNT]; /* "embed", "rmsnorm", … */
@@ -293,9 +308,13 @@ struct backend {
     const char *name; /* "cpu" or "cuda" */
     char device[128]; /* in words, for logs: "2 threads, AVX-512, AMX bf16" */
     enum act_type act;
-    char why[256]; /* the first failure, one line */
-    double
-        seconds[OP_COUNT]; /* time spent in each operation since the start; the engine reads it */
+    bool records;             /* `record` is worth calling: steps are padded to few sizes for it */
+    bool own_memory;          /* a device's own, ours alone; else it is the machine's */
+    size_t memory;            /* bytes free for us when it was opened; 0: unknown */
+    char why[256];            /* the first failure, one line */
+    char fallback[256];       /* why "auto" did not take a GPU; else empty */
+    double seconds[OP_COUNT]; /* time spent in each operation since the start, on a device up to the
+                                 last download; the engine reads it */
     uint64_t calls[OP_COUNT];
 };
 
@@ -311,4 +330,11 @@ int backend_open(struct backend **out, const struct backend_opts *, char *why, s
 void backend_close(
     struct backend *); /* NULL is fine; weights, stores and memory are released before it */
 
-size_t act_size(enum act_type); /* bytes of one element */
+static inline size_t act_size(enum act_type act) /* bytes of one element */
+{
+    return act == ACT_BF16 ? 2 : 4;
+}
+
+#ifdef __cplusplus
+}
+#endif

@@ -164,6 +164,19 @@ static void op_kv_close(struct backend *b, struct kv_store *s)
     free(s);
 }
 
+/* ---- recording: nothing to gain, so nobody should ask ---- */
+
+static int op_record(struct backend *b, int key)
+{
+    (void)key;
+    return b->why[0] ? -1 : 0;
+}
+
+static int op_record_end(struct backend *b)
+{
+    return b->why[0] ? -1 : 0;
+}
+
 /* ---- the timed operations ---- */
 
 static double now(void)
@@ -449,6 +462,8 @@ static const struct backend_ops cpu_ops = {
     .propose_grad = op_propose_grad,
     .adam = op_adam,
     .resample = op_resample,
+    .record = op_record,
+    .record_end = op_record_end,
 };
 
 int cpu_open(struct backend **out, const struct backend_opts *o, char *why, size_t why_size)

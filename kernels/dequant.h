@@ -5,6 +5,10 @@
 #include <stdbool.h>
 #include <stddef.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 enum tensor_type {
     TENSOR_F32 = 0,
     TENSOR_F16 = 1,
@@ -26,3 +30,7 @@ size_t tensor_row_bytes(int type, size_t n); /* bytes of n elements; n is a mult
 
 /* dst[0..n) = the first n elements at src; n is a multiple of the block. src needs no alignment. */
 void dequant(int type, const void *src, float *dst, size_t n);
+
+#ifdef __cplusplus
+}
+#endif

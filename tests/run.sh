@@ -85,7 +85,7 @@ banned_functions() {
 }
 
 formatted() {
-    git ls-files -z '*.c' '*.h' | xargs -0 "$venv/bin/clang-format" --dry-run --Werror
+    git ls-files -z '*.c' '*.h' '*.cu' '*.cuh' '*.cpp' | xargs -0 "$venv/bin/clang-format" --dry-run --Werror
 }
 
 stage_rules() {

@@ -169,18 +169,22 @@ static inline void run_table(const struct backend_opts *o, const struct op_test 
     backend_close(b);
 }
 
-static inline void run_everywhere(const struct op_test *cases, int n_cases,
+/* On the CPU at every instruction level, or, with "cuda" as the program's argument, on the device
+ * that the CUDA plug-in finds. */
+static inline void run_everywhere(int argc, char **argv, const struct op_test *cases, int n_cases,
                                   void (*others)(struct backend *))
 {
     static const char *const levels[] = {"base", "v3", "v4"};
     static const char *const dtypes[] = {"f32", "bf16"};
-    for (int level = 0; level < 3; level++)
+    const char *kind = argc > 1 ? argv[1] : "cpu";
+    const int n_levels = strcmp(kind, "cpu") == 0 ? 3 : 1;
+    for (int level = 0; level < n_levels; level++)
         for (int dtype = 0; dtype < 2; dtype++) {
             char **outputs = calloc((size_t)n_cases, sizeof *outputs);
             setenv("CLOTHO_CPU_LEVEL", levels[level], 1);
             for (int threads = 1; threads <= 2; threads++)
                 if (threads == 1 || level == 2) /* they are shared out alike on all levels */
-                    run_table(&(struct backend_opts){"cpu", dtypes[dtype], threads}, cases, n_cases,
+                    run_table(&(struct backend_opts){kind, dtypes[dtype], threads}, cases, n_cases,
                               others, outputs);
             for (int i = 0; i < n_cases; i++)
                 free(outputs[i]);

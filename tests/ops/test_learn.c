@@ -399,8 +399,8 @@ static const struct op_test cases[] = {
 };
 enum { N_CASES = sizeof cases / sizeof *cases };
 
-int main(void)
+int main(int argc, char **argv)
 {
-    run_everywhere(cases, N_CASES, test_grad_in_order);
+    run_everywhere(argc, argv, cases, N_CASES, test_grad_in_order);
     return test_failures();
 }

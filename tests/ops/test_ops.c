@@ -632,8 +632,8 @@ static void test_others(struct backend *b)
     EXPECT(b->calls[OP_LINEAR] > 0 && b->seconds[OP_LINEAR] > 0);
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
-    run_everywhere(cases, N_CASES, test_others);
+    run_everywhere(argc, argv, cases, N_CASES, test_others);
     return test_failures();
 }
