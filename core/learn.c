@@ -5,7 +5,6 @@
  * anything ends: the same seed gives the same file, byte for byte. */
 #include <math.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "learner.h"
 
@@ -107,16 +106,6 @@ static int plan(struct run *r, struct err *err)
 
 /* ---- the beginning ---- */
 
-/* The last layer begins at 0: at first q is p0. Numbers of the usual size would already be noise,
- * as large as the model's hidden states are. */
-static void init_head(struct twist *t, uint64_t seed)
-{
-    const int last = t->spec.n_layers - 1;
-    const size_t n = (size_t)twist_in(&t->spec, last) * (size_t)twist_out(&t->spec, last);
-    twist_init(t, seed);
-    memset(t->w[last], 0, n * sizeof *t->w[last]);
-}
-
 static int open_head(struct learner *l, struct err *err)
 {
     struct machine *m = l->run->m;
@@ -124,7 +113,9 @@ static int open_head(struct learner *l, struct err *err)
     struct twist *t = twist_new(&j->learn.spec);
     if (!t)
         return err_set(err, ERR_UNAVAILABLE, "no memory for the twist");
-    init_head(t, j->seed);
+    /* The last layer stays at 0: at first q is p0. Numbers of the usual size would already be
+     * noise, as large as the model's hidden states are. */
+    twist_init(t, t->spec.n_layers - 1, j->seed);
     int rc = head_open(&l->head, m->backend, t, model_chunk_rows(m->model), true, err);
     twist_free(t);
     return rc;

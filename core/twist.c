@@ -99,9 +99,9 @@ static void normal_four(uint64_t seed, int layer, uint64_t four, float out[4])
     }
 }
 
-void twist_init(struct twist *t, uint64_t seed)
+void twist_init(struct twist *t, int n_layers, uint64_t seed)
 {
-    for (int layer = 0; layer < t->spec.n_layers; layer++) {
+    for (int layer = 0; layer < n_layers; layer++) {
         int in = twist_in(&t->spec, layer), out = twist_out(&t->spec, layer);
         float sd = sqrtf(2.0f / (float)(in + out)), x[4];
         size_t n = weights(&t->spec, layer);

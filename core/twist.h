@@ -58,8 +58,9 @@ bool twist_name_ok(const char *name);
 struct twist *twist_new(const struct twist_spec *);
 void twist_free(struct twist *); /* NULL is fine */
 
-/* w ~ N(0, 2/(in + out)), b = 0 (Zhao et al., app. G.2); Philox, purpose PHILOX_INIT. */
-void twist_init(struct twist *, uint64_t seed);
+/* Of the first n_layers layers: w ~ N(0, 2/(in + out)), b = 0 (Zhao et al., app. G.2); Philox,
+ * purpose PHILOX_INIT. */
+void twist_init(struct twist *, int n_layers, uint64_t seed);
 
 /* Write dir/NAME.safetensors so that at any moment, also across a crash of the machine, the file is
  * the old one or the new one: temporary file, fsync, rename, fsync of the folder. The same twist

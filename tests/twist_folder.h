@@ -41,7 +41,7 @@ static inline struct twist *sample_twist(void)
     struct twist_spec spec = sample_spec();
     struct twist *t = twist_new(&spec);
     EXPECT(t != NULL);
-    twist_init(t, 7);
+    twist_init(t, t->spec.n_layers, 7);
     for (int i = 0; i < spec.vocab; i++)
         t->b[1][i] = (float)i - 2;
     return t;

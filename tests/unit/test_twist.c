@@ -49,7 +49,7 @@ static void test_round_trip(void)
             spec.n_layers = layers;
             spec.hidden = layers == 1 ? 0 : 2;
             t = twist_new(&spec);
-            twist_init(t, (uint64_t)layers);
+            twist_init(t, t->spec.n_layers, (uint64_t)layers);
             expect_round_trip(t);
             twist_free(t);
         }
@@ -93,8 +93,8 @@ static void test_init(void)
     struct twist *a = twist_new(&spec), *b = twist_new(&spec);
     EXPECT(a->w[0][0] == 0 && a->b[2][300] == 0 && !a->spec.calibration && !a->spec.request);
     b->b[0][5] = 1;
-    twist_init(a, 1);
-    twist_init(b, 1);
+    twist_init(a, a->spec.n_layers, 1);
+    twist_init(b, b->spec.n_layers, 1);
     expect_twist(a, b);
     double first = 0;
     for (int l = 0; l < spec.n_layers; l++) {
@@ -112,7 +112,7 @@ static void test_init(void)
         EXPECT(fabs(a->w[l][0] / sqrt(variance) - first) > 1e-4); /* not the layer's before */
         first = a->w[l][0] / sqrt(variance);
     }
-    twist_init(b, 2);
+    twist_init(b, b->spec.n_layers, 2);
     EXPECT(a->w[0][0] != b->w[0][0]);
     twist_free(a);
     twist_free(b);
