@@ -133,6 +133,8 @@ uint64_t exchange(uint64_t mine, int from, const char *file, int line);
 void warp_barrier(const char *file, int line);
 int lane();
 
+/* The work of a library on the device, in stream order. */
+void queue(cudaStream_t, const char *name, std::function<void()>);
 void run(const char *name, dim3 grid, dim3 block, size_t smem, cudaStream_t, std::function<void()>);
 
 template <class T> T shuffle(T x, int from, const char *file, int line)

@@ -182,7 +182,7 @@ static void run_grid(dim3 grid, dim3 block, size_t smem, const std::function<voi
             }
 }
 
-static void queue(cudaStream_t s, std::function<void()> f)
+void queue(cudaStream_t s, const char *, std::function<void()> f)
 {
     if (s->capture)
         s->capture->nodes.push_back(std::move(f));
@@ -192,7 +192,7 @@ static void queue(cudaStream_t s, std::function<void()> f)
 
 void run(const char *, dim3 grid, dim3 block, size_t smem, cudaStream_t s, std::function<void()> f)
 {
-    queue(s, [=] { run_grid(grid, block, smem, f); });
+    queue(s, "", [=] { run_grid(grid, block, smem, f); });
 }
 } // namespace emu
 
@@ -274,12 +274,12 @@ cudaError_t cudaFreeHost(void *p)
 }
 cudaError_t cudaMemsetAsync(void *p, int c, size_t n, cudaStream_t s)
 {
-    emu::queue(s, [=] { memset(p, c, n); });
+    emu::queue(s, "", [=] { memset(p, c, n); });
     return cudaSuccess;
 }
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n, cudaMemcpyKind, cudaStream_t s)
 {
-    emu::queue(s, [=] { memcpy(to, from, n); });
+    emu::queue(s, "", [=] { memcpy(to, from, n); });
     return cudaSuccess;
 }
 cudaError_t cudaEventCreate(cudaEvent_t *e)
@@ -320,7 +320,7 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t *e, cudaGraph_t g, unsigned lon
 cudaError_t cudaGraphLaunch(cudaGraphExec_t e, cudaStream_t s)
 {
     for (auto &node : e->nodes)
-        emu::queue(s, node);
+        emu::queue(s, "", node);
     return cudaSuccess;
 }
 cudaError_t cudaGraphDestroy(cudaGraph_t g)
