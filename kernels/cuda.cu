@@ -23,13 +23,14 @@ int cuda_check(struct backend *b, const char *what, cudaError_t e)
     return b->why[0] ? -1 : 0;
 }
 
-/* ---- time: an event behind every operation; what lies between two is the second one's ---- */
+/* ---- time: an event behind every operation and copy; what lies between two is the second's ----
+ */
 
 enum { MARKS = 2048 }; /* until the next download; what is beyond them is not timed */
 
 struct timer {
     cudaEvent_t event[MARKS];
-    enum backend_op op[MARKS]; /* that ended there; OP_COUNT: a beginning */
+    enum backend_op op[MARKS]; /* that ended there; OP_COUNT: a copy, which nobody counts */
     int n;
 };
 
@@ -60,19 +61,14 @@ static int timer_mark(struct cuda *c, enum backend_op op)
     return cuda_check(&c->base, "cudaEventRecord", cudaEventRecord(t->event[t->n++], c->stream));
 }
 
-/* The first operation behind a download begins here. */
-static int timer_begin(struct cuda *c)
-{
-    return c->timer->n == 0 ? timer_mark(c, OP_COUNT) : 0;
-}
-
 /* The stream is idle: add up. */
 static void timer_read(struct cuda *c)
 {
     struct timer *t = c->timer;
     for (int i = 1; i < t->n; i++) {
         float ms = 0;
-        if (cudaEventElapsedTime(&ms, t->event[i - 1], t->event[i]) == cudaSuccess)
+        if (t->op[i] != OP_COUNT &&
+            cudaEventElapsedTime(&ms, t->event[i - 1], t->event[i]) == cudaSuccess)
             c->base.seconds[t->op[i]] += 1e-3 * (double)ms;
     }
     t->n = 0;
@@ -114,7 +110,7 @@ static bool is_recording(const struct cuda *c)
 
 static int replay(struct cuda *c, cudaGraphExec_t exec)
 {
-    if (timer_begin(c) || cuda_check(&c->base, "cudaGraphLaunch", cudaGraphLaunch(exec, c->stream)))
+    if (cuda_check(&c->base, "cudaGraphLaunch", cudaGraphLaunch(exec, c->stream)))
         return -1;
     return cuda_done(&c->base, OP_REPLAY);
 }
@@ -220,8 +216,10 @@ int cuda_upload(struct backend *b, void *dev, const void *host, size_t bytes)
         host = memcpy(s->up + s->used, host, bytes);
         s->used += (bytes + 15) / 16 * 16;
     }
-    return cuda_check(b, "upload",
-                      cudaMemcpyAsync(dev, host, bytes, cudaMemcpyHostToDevice, cuda(b)->stream));
+    if (cuda_check(b, "upload",
+                   cudaMemcpyAsync(dev, host, bytes, cudaMemcpyHostToDevice, cuda(b)->stream)))
+        return -1;
+    return timer_mark(cuda(b), OP_COUNT);
 }
 
 static int op_download(struct backend *b, void *host, const void *dev, size_t bytes)
