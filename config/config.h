@@ -23,9 +23,10 @@ struct config_request {
 struct config {
     /* the model and the device */
     const char *model, *alias, *backend, *dtype; /* alias may be NULL: the model's own name */
-    int threads;                                 /* 0: one per usable core */
-    size_t kv_memory;                            /* bytes; 0: planned */
-    int context;                                 /* tokens; 0: the model's, at most 8192 */
+    bool fast;
+    int threads;      /* 0: one per usable core */
+    size_t kv_memory; /* bytes; 0: planned */
+    int context;      /* tokens; 0: the model's, at most 8192 */
     int batch_rows, max_running_particles;
     const char *twist_dir; /* NULL: no learned twists */
     size_t twist_memory;   /* bytes for those that are loaded, and for learning */

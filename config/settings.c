@@ -44,8 +44,12 @@ const struct setting settings[] = {
      .arg = "SIZE",
      .help = "Memory for the keys and values of all running requests. 0 plans it from the model, "
              "the context and the particles that may run."},
-    {"batch-rows", SETTING_INT, EVERY, AT(batch_rows), "256", RANGE(1, 65536), .arg = "ROWS",
-     .help = "Rows of one forward pass: particles that take a token, and tokens of prompts."},
+    {"batch-rows", SETTING_INT, EVERY, AT(batch_rows), "0", RANGE(0, 32768), .arg = "ROWS",
+     .help = "Rows of one forward pass: particles that take a token, and tokens of prompts. 0 is "
+             "256, or 2048 on a GPU."},
+    {"fast", SETTING_BOOL, EVERY, AT(fast),
+     .help = "On a GPU, let matrix products choose their algorithm by the number of rows: faster, "
+             "but the same seed gives other texts when other requests run beside it."},
     {"max-running-particles", SETTING_INT, EVERY, AT(max_running_particles), "1024",
      RANGE(1, 1 << 20), .arg = "N", .help = "Particles of all running requests together."},
 

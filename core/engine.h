@@ -20,7 +20,7 @@ struct engine_opts {
     const char *model_path; /* a .gguf file, or a folder that holds exactly one */
     const char *alias;      /* the model's name in the API; NULL: the file's name */
     struct backend_opts backend;
-    int batch_rows;        /* rows of one forward */
+    int batch_rows;        /* rows of one forward; 0: what suits the device */
     int max_particles;     /* particles of all running jobs */
     int max_queue;         /* jobs waiting; one more is refused with ERR_BUSY */
     int context;           /* 0: the model's, at most 8192 */

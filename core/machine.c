@@ -102,7 +102,7 @@ int machine_open(struct machine *m, const struct engine_opts *opts, struct err *
     int context = opts->context ? opts->context : DEFAULT_CONTEXT;
     info->context = context < info->config.context ? context : info->config.context;
     info->n_pages = plan_kv(opts, &info->config, m->backend->act, info->context);
-    info->batch_rows = opts->batch_rows;
+    info->batch_rows = opts->batch_rows ? opts->batch_rows : m->backend->own_memory ? 2048 : 256;
     info->limits = opts->limits;
     info->tokenizer = m->tokenizer;
     m->max_particles = opts->max_particles;

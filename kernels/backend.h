@@ -322,6 +322,7 @@ struct backend_opts {
     const char *kind;  /* "auto", "cpu", "cuda" */
     const char *dtype; /* "auto", "bf16", "f32" */
     int threads;       /* CPU threads; 0: one per usable core */
+    bool fast;         /* rows may depend on their number, where that is faster: GPU products */
 };
 
 /* Open a backend. Returns 0, or -1 with a one-line reason in why. "auto" takes a GPU when its

@@ -72,7 +72,7 @@ struct engine_opts command_engine_opts(const struct config *c)
     return (struct engine_opts){
         .model_path = c->model,
         .alias = c->alias,
-        .backend = {.kind = c->backend, .dtype = c->dtype, .threads = c->threads},
+        .backend = {.kind = c->backend, .dtype = c->dtype, .threads = c->threads, .fast = c->fast},
         .batch_rows = c->batch_rows,
         .max_particles = c->max_running_particles,
         .max_queue = c->max_queue,

@@ -78,7 +78,7 @@ def test_unknown_command(run):
     (["--frobnicate", "1"], "--frobnicate"),
     (["--threads", "many"], "--threads"),
     (["--threads", "-1"], "--threads"),
-    (["--batch-rows", "0"], "--batch-rows"),
+    (["--batch-rows", "-1"], "--batch-rows"),
     (["--dtype", "f64"], "--dtype"),
     (["--kv-memory", "12X"], "--kv-memory"),
     (["--model"], "--model"),

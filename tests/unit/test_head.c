@@ -62,7 +62,7 @@ static struct backend *open_backend(const char *dtype, int threads)
 {
     struct backend *b;
     char why[256];
-    if (backend_open(&b, &(struct backend_opts){"cpu", dtype, threads}, why, sizeof why)) {
+    if (backend_open(&b, &(struct backend_opts){"cpu", dtype, threads, false}, why, sizeof why)) {
         fprintf(stderr, "%s\n", why);
         exit(1);
     }
