@@ -93,17 +93,24 @@ static inline void gguf_pad(struct buf *b)
         buf_add(b, "", 1);
 }
 
-static inline void gguf_write_tensor(struct gguf_write *w, const char *name, uint32_t type,
-                                     uint32_t n_dims, const int64_t *dim, const void *data,
-                                     size_t bytes)
+/* A tensor whose bytes are those of the data section from `at` on; tensors may share them. */
+static inline void gguf_write_tensor_at(struct gguf_write *w, const char *name, uint32_t type,
+                                        uint32_t n_dims, const int64_t *dim, uint64_t at)
 {
     w->n_tensors++;
-    gguf_pad(&w->data);
     gguf_put_string(&w->table, name, strlen(name));
     gguf_put_u32(&w->table, n_dims);
     buf_add(&w->table, dim, n_dims * sizeof *dim);
     gguf_put_u32(&w->table, type);
-    gguf_put_u64(&w->table, w->data.len);
+    gguf_put_u64(&w->table, at);
+}
+
+static inline void gguf_write_tensor(struct gguf_write *w, const char *name, uint32_t type,
+                                     uint32_t n_dims, const int64_t *dim, const void *data,
+                                     size_t bytes)
+{
+    gguf_pad(&w->data);
+    gguf_write_tensor_at(w, name, type, n_dims, dim, w->data.len);
     buf_add(&w->data, data, bytes);
 }
 
