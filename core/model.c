@@ -85,11 +85,9 @@ static int chunk_rows(const struct model_config *c, const struct model_opts *o)
     return rows < 1 ? 1 : rows < (size_t)most ? (int)rows : most;
 }
 
-/* token, pos, slot, seq | page_start | pages | out_row, out_hidden */
 static size_t index_size(const struct model_opts *o)
 {
-    size_t rows = (size_t)o->max_rows;
-    return 4 * rows + (rows + 1) + rows * (size_t)kv_pages_for(o->context) + 2 * rows;
+    return batch_dev_size(o->max_rows, o->max_rows * kv_pages_for(o->context));
 }
 
 /* draws | rows | hidden indices, each for hidden_rows */
@@ -302,7 +300,8 @@ static int open_step_memory(struct model *m)
     m->ask = calloc(1, ask_size(&m->o));
     m->copy = calloc(2 * (size_t)hidden_rows(&m->o), sizeof *m->copy);
     CHECK(m->index && m->ask && m->copy && "out of memory");
-    if (ops->kv_open(m->b, &m->kv, m->c.n_layers, m->o.n_pages, m->c.n_kv_heads, m->c.head_dim) ||
+    int pages = m->o.n_pages + m->b->records; /* the last one is that of the rows that pad */
+    if (ops->kv_open(m->b, &m->kv, m->c.n_layers, pages, m->c.n_kv_heads, m->c.head_dim) ||
         ops->alloc(m->b, &m->device, bytes))
         return -1;
     m->w = workspace_at((uintptr_t)m->device, &m->c, &m->o, m->b->act);
@@ -367,65 +366,19 @@ void model_close(struct model *m)
 
 /* ---- forward ---- */
 
-/* The engine's promises; an index that breaks one would reach beyond the device's memory. */
-static void check_batch(const struct model *m, const struct batch *b)
+/* All index arrays in one upload, as `rows` rows. A forward that nobody asked a result of leaves
+ * its upload in flight: wait before the host block is written again. */
+static int upload_batch(struct model *m, const struct batch *b, int rows, struct batch_dev *out)
 {
-    int n_slots = m->o.n_pages * KV_PAGE;
-    CHECK(b->n > 0 && b->n <= m->o.max_rows && b->n_seq > 0 && b->n_seq <= m->o.max_rows);
-    CHECK(b->n_out >= 0 && b->n_out <= b->n && b->n_cow >= 0);
-    int n_pages = b->page_start[b->n_seq];
-    CHECK(n_pages <= m->o.max_rows * kv_pages_for(m->o.context));
-    for (int i = 0; i < n_pages; i++)
-        CHECK(b->page[i] >= 0 && b->page[i] < m->o.n_pages);
-    for (int i = 0; i < b->n; i++) {
-        CHECK(b->token[i] >= 0 && b->token[i] < m->c.vocab);
-        CHECK(b->pos[i] >= 0 && b->pos[i] < m->o.context);
-        CHECK(b->slot[i] >= 0 && b->slot[i] < n_slots);
-        CHECK(b->seq[i] >= 0 && b->seq[i] < b->n_seq);
-        int pages = b->page_start[b->seq[i] + 1] - b->page_start[b->seq[i]];
-        CHECK(b->pos[i] < pages * KV_PAGE && pages <= kv_pages_for(m->o.context));
-    }
-    for (int i = 0; i < b->n_out; i++) {
-        CHECK(b->out_row[i] >= 0 && b->out_row[i] < b->n);
-        CHECK(i == 0 || b->out_row[i] > b->out_row[i - 1]);
-        CHECK(b->out_hidden[i] >= 0 && b->out_hidden[i] < hidden_rows(&m->o));
-    }
-}
-
-/* Where the batch's arrays lie in dev memory. */
-struct indices {
-    const int32_t *token, *pos, *slot, *seq, *page_start, *page, *out_row, *out_hidden;
-};
-
-static const int32_t *stage(struct model *m, size_t *used, const int32_t *src, int n)
-{
-    const int32_t *dev = m->w.index + *used;
-    memcpy(m->index + *used, src, (size_t)n * sizeof *src);
-    *used += (size_t)n;
-    return dev;
-}
-
-/* All index arrays in one upload. A forward that nobody asked a result of leaves its upload in
- * flight: wait before the host block is written again. */
-static int upload_indices(struct model *m, const struct batch *b, struct indices *out)
-{
-    size_t used = 0;
     if (m->index_in_flight && m->b->ops->download(m->b, m->index, m->w.index, sizeof(int32_t)))
         return -1;
-    out->token = stage(m, &used, b->token, b->n);
-    out->pos = stage(m, &used, b->pos, b->n);
-    out->slot = stage(m, &used, b->slot, b->n);
-    out->seq = stage(m, &used, b->seq, b->n);
-    out->page_start = stage(m, &used, b->page_start, b->n_seq + 1);
-    out->page = stage(m, &used, b->page, b->page_start[b->n_seq]);
-    out->out_row = stage(m, &used, b->out_row, b->n_out);
-    out->out_hidden = stage(m, &used, b->out_hidden, b->n_out);
+    size_t n = batch_stage(b, rows, m->o.n_pages, m->index, m->w.index, out);
     m->index_in_flight = true;
-    return m->b->ops->upload(m->b, m->w.index, m->index, used * sizeof(int32_t));
+    return m->b->ops->upload(m->b, m->w.index, m->index, n * sizeof(int32_t));
 }
 
 /* q, k, v of all rows: keys and values are stored, wide holds the rotated q. */
-static int project_qkv(struct model *m, int layer, const struct indices *ix, int n)
+static int project_qkv(struct model *m, int layer, const struct batch_dev *ix, int n)
 {
     const struct backend_ops *ops = m->b->ops;
     const struct layer *l = &m->layers[layer];
@@ -445,7 +398,7 @@ static int project_qkv(struct model *m, int layer, const struct indices *ix, int
 }
 
 /* h = attention of the q in wide. */
-static int attend(struct model *m, int layer, const struct indices *ix, int n)
+static int attend(struct model *m, int layer, const struct batch_dev *ix, int n)
 {
     struct attend_args args = {
         .out = m->w.h,
@@ -473,8 +426,8 @@ static int finish_layer(struct model *m, const struct layer *l, float *x, void *
            ops->linear(m->b, x, LINEAR_ADD, m->w.ff, l->down, n);
 }
 
-/* The last layer's rest, for the wanted rows only, into the hidden store. */
-static int finish_wanted(struct model *m, const struct batch *b, const struct indices *ix)
+/* The last layer's rest, for the n_out wanted ones of n rows, into the hidden store. */
+static int finish_wanted(struct model *m, const struct batch_dev *ix, int n, int n_out)
 {
     const struct backend_ops *ops = m->b->ops;
     const struct layer *last = &m->layers[m->c.n_layers - 1];
@@ -482,40 +435,67 @@ static int finish_wanted(struct model *m, const struct batch *b, const struct in
     size_t act = act_size(m->b->act), dim = (size_t)m->c.dim;
     float *x = m->w.x;
     void *h = m->w.h;
-    if (b->n_out < b->n) {
+    if (n_out < n) {
         x = m->w.x_out;
         h = m->w.h_out;
-        if (ops->copy_rows(m->b, x, NULL, m->w.x, ix->out_row, b->n_out, dim * sizeof(float)) ||
-            ops->copy_rows(m->b, h, NULL, m->w.h, ix->out_row, b->n_out, (size_t)m->q_dim * act))
+        if (ops->copy_rows(m->b, x, NULL, m->w.x, ix->out_row, n_out, dim * sizeof(float)) ||
+            ops->copy_rows(m->b, h, NULL, m->w.h, ix->out_row, n_out, (size_t)m->q_dim * act))
             return -1;
     }
-    return finish_layer(m, last, x, h, b->n_out) ||
-           ops->rmsnorm(m->b, h, x, norm, b->n_out, m->c.dim, m->c.norm_eps) ||
-           ops->copy_rows(m->b, m->w.hidden, ix->out_hidden, h, NULL, b->n_out, dim * act);
+    return finish_layer(m, last, x, h, n_out) ||
+           ops->rmsnorm(m->b, h, x, norm, n_out, m->c.dim, m->c.norm_eps) ||
+           ops->copy_rows(m->b, m->w.hidden, ix->out_hidden, h, NULL, n_out, dim * act);
 }
 
+/* All operations from the tokens to the hidden store. */
+static int transform(struct model *m, const struct batch_dev *ix, int n, int n_out)
+{
+    int last = m->c.n_layers - 1;
+    if (m->b->ops->embed(m->b, m->w.x, m->embed, ix->token, n))
+        return -1;
+    for (int layer = 0; layer < last; layer++)
+        if (project_qkv(m, layer, ix, n) || attend(m, layer, ix, n) ||
+            finish_layer(m, &m->layers[layer], m->w.x, m->w.h, n))
+            return -1;
+    if (project_qkv(m, last, ix, n))
+        return -1;
+    if (n_out == 0) /* a prompt's chunk but the last: only its keys and values matter */
+        return 0;
+    return attend(m, last, ix, n) || finish_wanted(m, ix, n, n_out);
+}
+
+/* The same for n rows that are all wanted, as they were recorded if n rows have come before. */
+static int transform_recorded(struct model *m, const struct batch_dev *ix, int n)
+{
+    int replayed = m->b->ops->record(m->b, n);
+    if (replayed)
+        return replayed < 0 ? -1 : 0;
+    return transform(m, ix, n, n) || m->b->ops->record_end(m->b);
+}
+
+/* A decode step, where every row is wanted, is padded to one of a few sizes that are recorded. */
 static int forward(struct model *m, const struct batch *b)
 {
     const struct backend_ops *ops = m->b->ops;
-    int last = m->c.n_layers - 1;
-    struct indices ix;
+    struct batch_dev ix;
+    bool records = m->b->records && b->n_out == b->n;
+    int rows = records ? batch_padded_rows(b->n, m->o.max_rows) : b->n;
     if ((b->n_cow > 0 && ops->kv_copy(m->b, m->kv, b->cow_from, b->cow_to, b->n_cow)) ||
-        upload_indices(m, b, &ix) || ops->embed(m->b, m->w.x, m->embed, ix.token, b->n))
+        upload_batch(m, b, rows, &ix))
         return -1;
-    for (int layer = 0; layer < last; layer++)
-        if (project_qkv(m, layer, &ix, b->n) || attend(m, layer, &ix, b->n) ||
-            finish_layer(m, &m->layers[layer], m->w.x, m->w.h, b->n))
-            return -1;
-    if (project_qkv(m, last, &ix, b->n))
-        return -1;
-    if (b->n_out == 0) /* a prompt's chunk but the last: only its keys and values matter */
-        return 0;
-    return attend(m, last, &ix, b->n) || finish_wanted(m, b, &ix);
+    return records ? transform_recorded(m, &ix, rows) : transform(m, &ix, rows, b->n_out);
 }
 
 int model_forward(struct model *m, const struct batch *b, struct err *err)
 {
-    check_batch(m, b);
+    const struct batch_limits limits = {
+        .rows = m->o.max_rows,
+        .pages = m->o.n_pages,
+        .context = m->o.context,
+        .vocab = m->c.vocab,
+        .hidden = hidden_rows(&m->o),
+    };
+    batch_check(b, &limits);
     return forward(m, b) ? device_failed(m, err) : 0;
 }
 

@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 #include "../kernels/backend.h"
+#include "batch.h"
 #include "err.h"
 #include "gguf.h"
 #include "head.h"
@@ -34,8 +35,9 @@ struct model_opts {
     bool twists;    /* learned twists may be used: their log ψ is planned for */
 };
 
-/* Bytes model_open will take from the device, itemised; nothing is allocated. The embedding table
- * counts as the file stores it. */
+/* Bytes model_open will take from the device, itemised (but for the one page of rows that pad);
+ * nothing is allocated. The embedding table counts as the file stores it, and once more as the
+ * head's weights if it is both. */
 struct model_memory {
     size_t weights, kv, activations, total;
 };
@@ -47,31 +49,6 @@ void model_memory(const struct model_config *, enum act_type, const struct gguf 
 int model_open(struct model **out, struct backend *, const struct gguf *,
                const struct model_config *, const struct model_opts *, struct err *err);
 void model_close(struct model *);
-
-/* The rows of one forward. Filled by the engine, host memory, all arrays allocated by batch_open
- * for max_rows and reused. A model takes up to its own max_rows rows and sequences, each of up to
- * kv_pages_for(context) pages. A row is (token, position, sequence); its key and value go to its
- * slot, and it sees its sequence's tokens 0..pos. Rows of one sequence are in order of position. */
-struct batch {
-    int n;          /* rows */
-    int32_t *token; /* (n) */
-    int32_t *pos;   /* (n) */
-    int32_t *slot;  /* (n) */
-    int32_t *seq;   /* (n) index into page_start */
-    int n_seq;
-    int32_t *page_start; /* (n_seq + 1), page_start[0] = 0 */
-    int32_t *page;       /* (page_start[n_seq]) */
-    int n_cow;           /* page copies to be done before anything is written */
-    int32_t *cow_from, *cow_to;
-    int n_out;           /* rows whose last hidden state is wanted */
-    int32_t *out_row;    /* (n_out) which rows, ascending */
-    int32_t *out_hidden; /* (n_out) row of the hidden store to put it in: [0, max_rows) scratch,
-                            from max_rows on kept */
-    int max_rows, max_pages;
-};
-int batch_open(struct batch *, int max_rows, int max_pages, struct err *err);
-void batch_close(struct batch *);
-void batch_reset(struct batch *); /* empty */
 
 /* One forward pass. The hidden states (after the last norm) of the wanted rows stay in the hidden
  * store until overwritten. Returns 0, or -1 when the device failed (ERR_INTERNAL). */

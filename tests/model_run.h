@@ -6,6 +6,7 @@
 
 #include "../core/kv.h"
 #include "../core/model.h"
+#include "test_backend.h"
 
 struct run {
     const struct gguf *g;
@@ -28,15 +29,24 @@ static inline void run_must(int rc, const struct err *err)
     CHECK(rc == 0);
 }
 
-static inline void run_open(struct run *r, const struct gguf *g, const char *dtype, int max_rows,
-                            int max_hidden, int n_pages)
+static inline void run_open_backend(struct run *r, const char *dtype)
 {
     struct err err;
-    struct backend_opts backend = {.kind = "cpu", .dtype = dtype, .threads = 1};
-    *r = (struct run){.g = g, .max_rows = max_rows, .account = {0, n_pages}};
-    run_must(model_config_read(&r->c, g, "test.gguf", &err), &err);
+    struct backend_opts backend = {.kind = test_backend(), .dtype = dtype, .threads = 1};
+    *r = (struct run){0};
     if (backend_open(&r->b, &backend, err.msg, sizeof err.msg) != 0)
         run_must(-1, &err);
+}
+
+/* On a backend that is open. */
+static inline void run_open_model(struct run *r, const struct gguf *g, int max_rows, int max_hidden,
+                                  int n_pages)
+{
+    struct err err;
+    r->g = g;
+    r->max_rows = max_rows;
+    r->account = (struct kv_account){0, n_pages};
+    run_must(model_config_read(&r->c, g, "test.gguf", &err), &err);
     int context = r->c.context < 8192 ? r->c.context : 8192;
     struct model_opts opts = {max_rows, max_hidden, n_pages, context, false};
     run_must(model_open(&r->m, r->b, g, &r->c, &opts, &err), &err);
@@ -49,6 +59,13 @@ static inline void run_open(struct run *r, const struct gguf *g, const char *dty
     CHECK(r->b->ops->alloc(r->b, (void **)&r->priors, sizeof priors) == 0);
     CHECK(r->b->ops->upload(r->b, r->priors, priors, sizeof priors) == 0);
     CHECK(r->b->ops->download(r->b, priors, r->priors, sizeof priors) == 0);
+}
+
+static inline void run_open(struct run *r, const struct gguf *g, const char *dtype, int max_rows,
+                            int max_hidden, int n_pages)
+{
+    run_open_backend(r, dtype);
+    run_open_model(r, g, max_rows, max_hidden, n_pages);
 }
 
 static inline void run_close(struct run *r)
@@ -76,8 +93,8 @@ static inline void run_drop(struct run *r, struct kv_seq *s)
     free(s->page);
 }
 
-/* Put n tokens of a sequence into the batch; the last `wanted` ones' hidden states go to rows
- * `hidden`, hidden + 1, … */
+/* Put n tokens of a sequence into the batch; the last `wanted` ones' hidden states go to the kept
+ * rows `hidden`, hidden + 1, … */
 static inline void run_add(struct run *r, struct kv_seq *s, const int32_t *tokens, int n,
                            int wanted, int hidden)
 {
@@ -97,7 +114,7 @@ static inline void run_add(struct run *r, struct kv_seq *s, const int32_t *token
         if (i < n - wanted)
             continue;
         b->out_row[b->n_out] = b->n;
-        b->out_hidden[b->n_out++] = hidden++;
+        b->out_hidden[b->n_out++] = r->max_rows + hidden++;
     }
     int at = b->page_start[b->n_seq];
     CHECK(at + s->n_pages <= b->max_pages);
@@ -112,7 +129,7 @@ static inline void run_forward(struct run *r)
     batch_reset(&r->batch);
 }
 
-/* n rows of the hidden store from `hidden` on, each with `draws` draws under one prior; ids
+/* n kept rows of the hidden store from `hidden` on, each with `draws` draws under one prior; ids
  * (n, draws) are the forced tokens, NULL: drawn. out (n, draws). */
 static inline void run_propose(struct run *r, int prior, int hidden, int n, int draws,
                                const int32_t *ids, struct propose_out *out)
@@ -124,7 +141,7 @@ static inline void run_propose(struct run *r, int prior, int hidden, int n, int 
     struct model_twist *twist = calloc((size_t)n, sizeof *twist); /* none */
     CHECK(index && rows && asked && twist);
     for (int i = 0; i < n; i++) {
-        index[i] = hidden + i;
+        index[i] = r->max_rows + hidden + i;
         rows[i] = (struct propose_row){.prior = prior, .first_draw = i * draws, .n_draws = draws};
     }
     for (int i = 0; i < n * draws; i++)

@@ -224,6 +224,18 @@ static void test_config(void)
     }
 }
 
+static void test_padded_rows(void)
+{
+    static const int sizes[] = {1,  2,   4,   8,   16,  24,  32,  48, 64,
+                                96, 128, 192, 256, 384, 512, 640, 768};
+    int at = 0;
+    for (int n = 1; n <= 700; n++) {
+        at += n > sizes[at];
+        EXPECT_INT(batch_padded_rows(n, 768), sizes[at]);
+        EXPECT_INT(batch_padded_rows(n, n), n);
+    }
+}
+
 /* ---- one row, many ways ---- */
 
 enum { LENGTH = 50, ASKED = 4, CROWD = 100, ROWS = CROWD + LENGTH };
@@ -328,7 +340,8 @@ static void in_a_crowd(struct run *r, const int32_t *tokens, const double *want)
     run_drop(r, &s);
 }
 
-static void test_one_row_many_ways(const char *dtype)
+/* padded: as if the backend recorded, whichever it is. */
+static void test_one_row_many_ways(const char *dtype, bool padded)
 {
     static const struct flaw as_is = {0};
     struct buf file = {0};
@@ -339,7 +352,9 @@ static void test_one_row_many_ways(const char *dtype)
     double want[LENGTH * ASKED];
     write_model(&file, &as_is);
     run_must(gguf_open_memory(&g, file.data, file.len, &err), &err);
-    run_open(&r, g, dtype, ROWS, ROWS * ASKED, 2 * CROWD);
+    run_open_backend(&r, dtype);
+    r.b->records |= padded;
+    run_open_model(&r, g, ROWS, ROWS * ASKED, 2 * CROWD);
     random_tokens(tokens, LENGTH, 4);
     struct kv_seq s = run_seq(&r);
     run_add(&r, &s, tokens, LENGTH, LENGTH, 0);
@@ -545,7 +560,7 @@ static void test_bad_rope_factors(void)
     memset(file.data + file.len - ROPE_DIM / 2 * sizeof(float), 0, sizeof(float));
     run_must(gguf_open_memory(&g, file.data, file.len, &err), &err);
     run_must(model_config_read(&r.c, g, "x", &err), &err);
-    struct backend_opts backend = {.kind = "cpu", .dtype = "f32", .threads = 1};
+    struct backend_opts backend = {.kind = test_backend(), .dtype = "f32", .threads = 1};
     CHECK(backend_open(&r.b, &backend, err.msg, sizeof err.msg) == 0);
     struct model_opts opts = {8, 8, 8, CONTEXT, false};
     EXPECT_INT(model_open(&r.m, r.b, g, &r.c, &opts, &err), -1);
@@ -560,8 +575,11 @@ int main(void)
 {
     test_refusals();
     test_config();
-    test_one_row_many_ways("f32");
-    test_one_row_many_ways("bf16");
+    test_padded_rows();
+    for (int padded = 0; padded < 2; padded++) {
+        test_one_row_many_ways("f32", padded);
+        test_one_row_many_ways("bf16", padded);
+    }
     test_formulas();
     test_bad_rope_factors();
     return test_failures();
