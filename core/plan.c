@@ -410,6 +410,8 @@ int run_prior_open(struct machine *m, const struct job *j, struct prior *out, vo
             rc = b->ops->upload(b, at, list[i].host, bytes);
         at += bytes;
     }
+    if (rc == 0 && n_psi > 0) /* until then psi is read */
+        rc = b->ops->download(b, psi, list[4].dev, sizeof *psi);
     *out = (struct prior){.temperature = j->temperature,
                           .top_k = j->top_k,
                           .top_p = j->top_p,
@@ -427,14 +429,16 @@ int run_prior_open(struct machine *m, const struct job *j, struct prior *out, vo
     return rc;
 }
 
-/* The run's entry in the table of priors. */
+/* The run's entry in the table of priors. It is waited for, as the run and its job may be gone
+ * before anything else is downloaded. */
 static int upload_prior(struct run *r)
 {
     struct machine *m = r->m;
     struct backend *b = m->backend;
-    if (run_prior_open(m, r->job, &r->prior, &r->prior_memory) != 0)
-        return -1;
-    return b->ops->upload(b, m->priors + r->prior_slot, &r->prior, sizeof r->prior);
+    struct prior *dev = m->priors + r->prior_slot;
+    return run_prior_open(m, r->job, &r->prior, &r->prior_memory) ||
+           b->ops->upload(b, dev, &r->prior, sizeof r->prior) ||
+           b->ops->download(b, &r->prior, dev, sizeof r->prior);
 }
 
 /* The condition is a text of its own, from position 0 on. */
