@@ -5,7 +5,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
-#include <unistd.h>
 
 enum {
     DEFAULT_CONTEXT = 8192,
@@ -23,27 +22,68 @@ void machine_log(const struct engine_opts *opts, const char *fmt, ...)
         opts->log(line);
 }
 
-static size_t physical_memory(void)
+/* Of the device's memory, for loaded twists and for learning. */
+static size_t twist_bytes(const struct engine_info *info)
 {
-    long pages = sysconf(_SC_PHYS_PAGES), size = sysconf(_SC_PAGESIZE);
-    return pages > 0 && size > 0 ? (size_t)pages * (size_t)size : (size_t)1 << 32;
+    return *info->twist_dir ? info->twist_bytes : 0;
 }
 
-/* How many KV pages: what was asked for, else a fixed sum (or two whole contexts if they need
- * more), at most half of what the machine has. */
-static int plan_kv(const struct engine_opts *opts, const struct model_config *c, enum act_type act,
-                   int context)
+/* What a KV cache gets when nobody says. A device's own memory is there to be used: all but a tenth
+ * of what the rest leaves, and never less than one whole text. Of the machine's a fixed sum (or two
+ * whole texts if they need more), at most half of what there is. */
+static size_t default_kv_bytes(const struct backend *b, size_t rest, size_t text)
 {
-    size_t page =
-        2 * (size_t)c->n_layers * (size_t)(c->n_kv_heads * c->head_dim) * act_size(act) * KV_PAGE;
-    size_t bytes = opts->kv_bytes, whole = 2 * (size_t)kv_pages_for(context) * page;
-    if (bytes == 0) {
-        bytes = whole > KV_BYTES_PLANNED ? whole : KV_BYTES_PLANNED;
-        bytes = bytes < physical_memory() / 2 ? bytes : physical_memory() / 2;
-    }
-    size_t n = bytes / page, most = (size_t)opts->max_particles * (size_t)kv_pages_for(context);
+    size_t usable = b->memory / 10 * 9, bytes = 2 * text;
+    if (b->own_memory)
+        return usable > rest + text ? usable - rest : text;
+    if (bytes < KV_BYTES_PLANNED)
+        bytes = KV_BYTES_PLANNED;
+    return b->memory && bytes > b->memory / 2 ? b->memory / 2 : bytes;
+}
+
+/* How many KV pages, by the memory of a plan with one. No more than all particles could fill. */
+static int plan_kv(const struct machine *m, const struct engine_opts *opts,
+                   const struct model_memory *with_one)
+{
+    const struct engine_info *info = &m->info;
+    size_t page = with_one->kv, rest = with_one->total - page + twist_bytes(info);
+    size_t text = (size_t)kv_pages_for(info->context), most = (size_t)opts->max_particles * text;
+    size_t bytes =
+        opts->kv_bytes ? opts->kv_bytes : default_kv_bytes(m->backend, rest, text * page);
+    size_t n = bytes / page;
     n = n < most ? n : most;
     return n > 0 ? (int)n : 1;
+}
+
+/* The machine's memory may be lent and swapped; a device's own is all there is. */
+static int check_fits(const struct machine *m, struct err *err)
+{
+    const struct backend *b = m->backend;
+    const struct model_memory *plan = &m->info.memory;
+    const double mb = 1024 * 1024;
+    size_t twists = twist_bytes(&m->info), total = plan->total + twists;
+    if (!b->own_memory || total <= b->memory)
+        return 0;
+    return err_set(err, ERR_UNAVAILABLE,
+                   "%s: %.0f MiB are free, and %.0f would be needed = weights %.0f + KV cache %.0f "
+                   "+ activations %.0f + twists %.0f",
+                   b->name, (double)b->memory / mb, (double)total / mb, (double)plan->weights / mb,
+                   (double)plan->kv / mb, (double)plan->activations / mb, (double)twists / mb);
+}
+
+static int plan_memory(struct machine *m, const struct engine_opts *opts, struct model_opts *mo,
+                       struct err *err)
+{
+    struct engine_info *info = &m->info;
+    *mo = (struct model_opts){.max_rows = info->batch_rows,
+                              .max_hidden = m->max_particles,
+                              .n_pages = 1,
+                              .context = info->context,
+                              .twists = *info->twist_dir};
+    model_memory(&info->config, m->backend->act, m->gguf, mo, &info->memory);
+    info->n_pages = mo->n_pages = plan_kv(m, opts, &info->memory);
+    model_memory(&info->config, m->backend->act, m->gguf, mo, &info->memory);
+    return check_fits(m, err);
 }
 
 static void *zeroed(size_t n, size_t size)
@@ -79,41 +119,53 @@ static int open_scratch(struct machine *m, struct err *err)
 static void say_plan(const struct machine *m, const struct engine_opts *opts)
 {
     const struct engine_info *i = &m->info;
-    const double mb = 1024 * 1024, twists = *i->twist_dir ? (double)i->twist_bytes : 0;
+    const struct backend *b = m->backend;
+    const double mb = 1024 * 1024, twists = (double)twist_bytes(i);
+    const int requests = b->own_memory ? 0 : 2 * JOB_MB; /* of the host */
+    char rest[64];
+    if (b->own_memory)
+        snprintf(rest, sizeof rest, "; %.0f MiB were free", (double)b->memory / mb);
+    else
+        snprintf(rest, sizeof rest, " + requests %d", requests);
     machine_log(opts, "model %s: %.1f M parameters, context %d, on %s", i->model,
                 (double)i->config.parameters / 1e6, i->context, i->device);
     machine_log(opts,
                 "memory planned: %.0f MiB = weights %.0f + KV cache %.0f (%d pages of %d tokens) + "
-                "activations %.0f + twists %.0f + requests %d",
-                ((double)i->memory.total + twists) / mb + 2 * JOB_MB,
-                (double)i->memory.weights / mb, (double)i->memory.kv / mb, i->n_pages, KV_PAGE,
-                (double)i->memory.activations / mb, twists / mb, 2 * JOB_MB);
+                "activations %.0f + twists %.0f%s",
+                ((double)i->memory.total + twists) / mb + requests, (double)i->memory.weights / mb,
+                (double)i->memory.kv / mb, i->n_pages, KV_PAGE, (double)i->memory.activations / mb,
+                twists / mb, rest);
+}
+
+static int open_backend(struct machine *m, const struct engine_opts *opts, struct err *err)
+{
+    struct engine_info *info = &m->info;
+    char why[256];
+    if (backend_open(&m->backend, &opts->backend, why, sizeof why) != 0)
+        return err_set(err, ERR_INTERNAL, "%s", why);
+    snprintf(info->device, sizeof info->device, "%s: %s", m->backend->name, m->backend->device);
+    if (*m->backend->fallback)
+        machine_log(opts, "no GPU is used: %s", m->backend->fallback);
+    return 0;
 }
 
 int machine_open(struct machine *m, const struct engine_opts *opts, struct err *err)
 {
     struct engine_info *info = &m->info;
-    char why[256];
+    struct model_opts mo;
     double begun = seconds_now();
-    if (backend_open(&m->backend, &opts->backend, why, sizeof why) != 0)
-        return err_set(err, ERR_INTERNAL, "%s", why);
-    if (tokenizer_open(&m->tokenizer, m->gguf, info->config.vocab, err) != 0)
+    if (open_backend(m, opts, err) != 0 ||
+        tokenizer_open(&m->tokenizer, m->gguf, info->config.vocab, err) != 0)
         return -1;
     int context = opts->context ? opts->context : DEFAULT_CONTEXT;
     info->context = context < info->config.context ? context : info->config.context;
-    info->n_pages = plan_kv(opts, &info->config, m->backend->act, info->context);
     info->batch_rows = opts->batch_rows ? opts->batch_rows : m->backend->own_memory ? 2048 : 256;
     info->limits = opts->limits;
     info->tokenizer = m->tokenizer;
     m->max_particles = opts->max_particles;
-    snprintf(info->device, sizeof info->device, "%s: %s", m->backend->name, m->backend->device);
     gguf_fingerprint(m->gguf, info->fingerprint);
-    struct model_opts mo = {.max_rows = info->batch_rows,
-                            .max_hidden = m->max_particles,
-                            .n_pages = info->n_pages,
-                            .context = info->context,
-                            .twists = *info->twist_dir};
-    model_memory(&info->config, m->backend->act, m->gguf, &mo, &info->memory);
+    if (plan_memory(m, opts, &mo, err) != 0)
+        return -1;
     say_plan(m, opts);
     if (model_open(&m->model, m->backend, m->gguf, &info->config, &mo, err) != 0 ||
         kv_open(&m->pool, info->n_pages, err) != 0 || open_scratch(m, err) != 0)

@@ -310,7 +310,8 @@ struct backend {
     enum act_type act;
     bool records;             /* `record` is worth calling: steps are padded to few sizes for it */
     bool own_memory;          /* a device's own, ours alone; else it is the machine's */
-    size_t memory;            /* bytes free for us when it was opened; 0: unknown */
+    size_t memory;            /* bytes: what is free of a device's own when it is opened, else all
+                                 that the machine has; 0: unknown */
     char why[256];            /* the first failure, one line */
     char fallback[256];       /* why "auto" did not take a GPU; else empty */
     double seconds[OP_COUNT]; /* time spent in each operation since the start, on a device up to the

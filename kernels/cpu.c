@@ -384,6 +384,12 @@ static void threads_close(const struct cpu *c)
 
 /* ---- open and close ---- */
 
+static size_t physical_memory(void)
+{
+    long pages = sysconf(_SC_PHYS_PAGES), size = sysconf(_SC_PAGESIZE);
+    return pages > 0 && size > 0 ? (size_t)pages * (size_t)size : 0;
+}
+
 /* The best level this CPU has. CLOTHO_CPU_LEVEL=base, v3 or v4 asks for at most that one: so one
  * machine can test them all. */
 static const struct cpu_level *pick_level(void)
@@ -483,6 +489,7 @@ int cpu_open(struct backend **out, const struct backend_opts *o, char *why, size
     c->base.ops = &cpu_ops;
     c->base.name = "cpu";
     c->base.act = act;
+    c->base.memory = physical_memory();
     c->level = pick_level();
     threads_open(c, o->threads);
     if (linear_open(&c->linear, act, c->level)) {
