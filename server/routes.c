@@ -56,7 +56,7 @@ static const struct engine_info *need_info(struct call *c, enum MHD_Result *answ
         return info;
     struct err err;
     err_set(&err, ERR_UNAVAILABLE,
-            engine_state(c->service->engine) == ENGINE_FAILED ? "the model could not be loaded"
+            engine_state(c->service->engine) == ENGINE_FAILED ? "the engine failed"
                                                               : "the model is loading");
     *answered = call_fail(c, &err);
     return NULL;
