@@ -5,6 +5,7 @@
 #include <stdio.h>
 
 #include "../core/run.h"
+#include "test_backend.h"
 #include "tiny_model.h"
 
 static char model_path[] = "/tmp/clotho-test-model-XXXXXX";
@@ -40,7 +41,7 @@ static inline void machine_run_open(struct machine *m, int batch_rows, size_t kv
 {
     struct err err;
     struct engine_opts opts = {.model_path = model_path,
-                               .backend = {"cpu", "f32", 1},
+                               .backend = {test_backend(), "f32", 1},
                                .batch_rows = batch_rows,
                                .max_particles = 512,
                                .kv_bytes = kv_bytes,

@@ -6,6 +6,7 @@
 
 #include <pthread.h>
 
+#include "../test_backend.h"
 #include "../tiny_model.h"
 #include "../waiter.h"
 
@@ -129,7 +130,7 @@ static void run(struct engine *e, struct job *j, struct record *r)
 static struct engine *open_engine(int batch_rows, size_t kv_bytes)
 {
     struct engine_opts opts = {.model_path = model_path,
-                               .backend = {"cpu", "f32", 1},
+                               .backend = {test_backend(), "f32", 1},
                                .batch_rows = batch_rows,
                                .max_particles = 512,
                                .max_queue = 64,

@@ -7,6 +7,7 @@
 
 #include "../check.h"
 #include "../ops/ops.h"
+#include "../test_backend.h"
 
 enum { DIM = 9, HIDDEN = 21, VOCAB = 35, ROWS = 18, MAX_TOKENS = 5 };
 
@@ -62,7 +63,8 @@ static struct backend *open_backend(const char *dtype, int threads)
 {
     struct backend *b;
     char why[256];
-    if (backend_open(&b, &(struct backend_opts){"cpu", dtype, threads, false}, why, sizeof why)) {
+    const struct backend_opts opts = {.kind = test_backend(), .dtype = dtype, .threads = threads};
+    if (backend_open(&b, &opts, why, sizeof why)) {
         fprintf(stderr, "%s\n", why);
         exit(1);
     }

@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 
 #include "../../core/twist.h"
+#include "../test_backend.h"
 #include "../tiny_model.h"
 #include "../waiter.h"
 
@@ -19,7 +20,7 @@ static char twist_dir[] = "/tmp/clotho-test-twists-XXXXXX";
 static struct engine *open_engine(int batch_rows, size_t twist_bytes)
 {
     struct engine_opts opts = {.model_path = model_path,
-                               .backend = {"cpu", "f32", 1},
+                               .backend = {test_backend(), "f32", 1},
                                .batch_rows = batch_rows,
                                .max_particles = 512,
                                .max_queue = 64,

@@ -15,7 +15,7 @@ enum { MAX_TOKENS = 3, MAX_TEXTS = 1200, MAX_REPEATS = 4096 };
 static struct engine *open_engine(int batch_rows)
 {
     struct engine_opts opts = {.model_path = model_path,
-                               .backend = {"cpu", "f32", 1},
+                               .backend = {test_backend(), "f32", 1},
                                .batch_rows = batch_rows,
                                .max_particles = 512,
                                .max_queue = 64,
