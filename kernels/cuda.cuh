@@ -115,7 +115,7 @@ void matmul_close(struct cuda *); /* fine when not open */
 
 /* ---- what kernels share ---- */
 
-enum { WARP = 32 };
+static constexpr int WARP = 32;
 
 typedef uint16_t bf16; /* the upper half of a float */
 
@@ -143,7 +143,8 @@ template <> __device__ __forceinline__ bf16 from_float<bf16>(float x)
     return (bf16)(x != x ? u >> 16 | 0x40 : (u + 0x7fff + (u >> 16 & 1)) >> 16);
 }
 
-/* The elements of a 16-byte load, as float. Addresses are multiples of 16. */
+/* The elements of a 16-byte load, as float; `widen` makes them of what was loaded, its pointer says
+ * of which type. Addresses are multiples of 16. */
 template <class T> struct vec;
 
 template <> struct vec<float> {
@@ -156,15 +157,14 @@ template <> struct vec<bf16> {
     float v[N];
 };
 
-static __device__ __forceinline__ vec<float> load_vec(const float *p)
+static __device__ __forceinline__ vec<float> widen(const float *, uint4 u)
 {
-    const float4 f = *reinterpret_cast<const float4 *>(p);
-    return {{f.x, f.y, f.z, f.w}};
+    return {
+        {__uint_as_float(u.x), __uint_as_float(u.y), __uint_as_float(u.z), __uint_as_float(u.w)}};
 }
 
-static __device__ __forceinline__ vec<bf16> load_vec(const bf16 *p)
+static __device__ __forceinline__ vec<bf16> widen(const bf16 *, uint4 u)
 {
-    const uint4 u = *reinterpret_cast<const uint4 *>(p);
     const uint32_t word[4] = {u.x, u.y, u.z, u.w};
     vec<bf16> r;
 #pragma unroll
@@ -173,6 +173,16 @@ static __device__ __forceinline__ vec<bf16> load_vec(const bf16 *p)
         r.v[2 * i + 1] = __uint_as_float(word[i] & 0xffff0000u);
     }
     return r;
+}
+
+template <class T> static __device__ __forceinline__ uint4 load_raw(const T *p)
+{
+    return *reinterpret_cast<const uint4 *>(p);
+}
+
+template <class T> static __device__ __forceinline__ vec<T> load_vec(const T *p)
+{
+    return widen(p, load_raw(p));
 }
 
 /* Four floats to four adjacent elements; p is a multiple of their size. */
