@@ -296,7 +296,7 @@ static int launch(struct backend *b, const struct kv_store *s, int layer,
             b, "attend",
             cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)smem)))
         return -1;
-    LAUNCH(kernel, grid, rows * PARTS * WARP, smem, cuda(b)->stream)
+    LAUNCH(kernel, grid, threads, smem, cuda(b)->stream)
     (s->data + (size_t)layer * s->layer_bytes, *s, *a, groups, n);
     return cuda_done(b, OP_ATTEND);
 }
