@@ -27,7 +27,7 @@
 
 /* ---- the backend ---- */
 
-struct matmul;  /* linear.cu: cuBLASLt and the algorithms that were chosen */
+struct matmul;  /* matmul.cu: cuBLASLt and the algorithms that were chosen */
 struct staging; /* cuda.cu: pinned memory on the way to and from the device */
 struct records; /* cuda.cu: recorded steps */
 struct timer;   /* cuda.cu: events between the operations */
@@ -59,7 +59,7 @@ struct weight {
         size_t row_bytes;
     } part[4]; /* WEIGHT_TABLE: (n_parts) */
     int n_parts;
-    int shape; /* linear.cu: index of its algorithms */
+    int shape; /* matmul.cu: index of its algorithms */
 };
 
 /* A page of one layer is, for each KV head, keys (KV_PAGE, row) and then values (KV_PAGE, row), row
@@ -109,9 +109,14 @@ int cuda_propose_grad(struct backend *, const struct propose_args *, const float
 int cuda_adam(struct backend *, const struct adam_args *, size_t n);
 int cuda_resample(struct backend *, const struct resample_args *, struct resample_out *out, int n);
 
-/* linear.cu. 0, or -1 with why set. */
+/* matmul.cu. 0, or -1 with why set. */
 int matmul_open(struct cuda *);
 void matmul_close(struct cuda *); /* fine when not open */
+/* The index of the shape W (out, in), whose algorithms are chosen when it comes for the first time:
+ * with `scratch`, memory of a W, which is overwritten. */
+int matmul_shape(struct cuda *, int *out_shape, int in, int out, void *scratch);
+int matmul_run(struct cuda *, int shape, float *y, enum linear_out, const void *x, const void *w,
+               int n);
 
 /* ---- what kernels share ---- */
 
@@ -196,6 +201,37 @@ static __device__ __forceinline__ void store4(bf16 *p, float4 f)
     const uint32_t low = from_float<bf16>(f.x) | (uint32_t)from_float<bf16>(f.y) << 16;
     const uint32_t high = from_float<bf16>(f.z) | (uint32_t)from_float<bf16>(f.w) << 16;
     *reinterpret_cast<uint2 *>(p) = make_uint2(low, high);
+}
+
+/* Up to four adjacent elements of which `n` are there; 0 for the others. At once where all four are
+ * there and p is a multiple of their size. */
+template <class T> struct alignas(4 * sizeof(T)) quad {
+    T v[4];
+};
+
+template <class T> static __device__ __forceinline__ float4 load_quad(const T *p, long long n)
+{
+    quad<T> q = {};
+    if (n >= 4 && (uintptr_t)p % sizeof q == 0) {
+        q = *reinterpret_cast<const quad<T> *>(p);
+    } else {
+        for (int i = 0; i < 4; i++)
+            if (i < n)
+                q.v[i] = p[i];
+    }
+    return make_float4(to_float(q.v[0]), to_float(q.v[1]), to_float(q.v[2]), to_float(q.v[3]));
+}
+
+template <class T> static __device__ __forceinline__ void store_quad(T *p, long long n, float4 f)
+{
+    const float v[4] = {f.x, f.y, f.z, f.w};
+    if (n >= 4 && (uintptr_t)p % (4 * sizeof *p) == 0) {
+        store4(p, f);
+    } else {
+        for (int i = 0; i < 4; i++)
+            if (i < n)
+                p[i] = from_float<T>(v[i]);
+    }
 }
 
 /* Sums and maxima over a warp, the same in every lane, in one fixed order. All lanes call. */

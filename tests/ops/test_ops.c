@@ -9,6 +9,19 @@ struct file_matrix {
     int n_parts;
 };
 
+/* Where halves lie in a block: of random ones the top bit of the exponent is cleared, which leaves
+ * numbers below 2. */
+static const struct {
+    int type;
+    size_t block, half[2];
+} halves[] = {
+    {TENSOR_F16, 2, {0, 0}},        {TENSOR_BF16, 2, {0, 0}},   {TENSOR_Q8_0, 34, {0, 0}},
+    {TENSOR_Q4_0, 18, {0, 0}},      {TENSOR_Q4_1, 20, {0, 2}},  {TENSOR_Q5_0, 22, {0, 0}},
+    {TENSOR_Q5_1, 24, {0, 2}},      {TENSOR_Q4_K, 144, {0, 2}}, {TENSOR_Q5_K, 176, {0, 2}},
+    {TENSOR_Q6_K, 210, {208, 208}},
+};
+enum { N_HALVES = sizeof halves / sizeof *halves };
+
 /* Random bytes are a matrix in any format, once the scales of the blocks are sane. */
 static struct file_matrix matrix_new(int type, int rows, int in)
 {
@@ -20,9 +33,10 @@ static struct file_matrix matrix_new(int type, int rows, int in)
     if (type == TENSOR_F32)
         for (size_t i = 0; i < bytes / 4; i++)
             ((float *)m.data)[i] = noise(IN_W, i);
-    if (type == TENSOR_Q8_0)
-        for (size_t i = 0; i < bytes; i += 34)
-            memcpy(m.data + i, &(uint16_t){0x2000}, 2); /* 2^-7 as a half */
+    for (int f = 0; f < N_HALVES; f++)
+        for (size_t i = 0; halves[f].type == type && i < bytes; i += halves[f].block)
+            for (int k = 0; k < 2; k++)
+                m.data[i + halves[f].half[k] + 1] &= 0xbf;
     int first = rows / 3;
     m.part[0] = (struct weight_part){m.data, (enum tensor_type)type, first ? first : rows};
     m.part[1] = (struct weight_part){m.data + (size_t)first * row_bytes, (enum tensor_type)type,
@@ -590,7 +604,16 @@ static const struct op op_attend = {"attend",   true,        attend_width,
                                     attend_run, attend_want, pick_tokens};
 
 static const struct op_test cases[] = {
+    {&op_embed, {9, {33, 50, TENSOR_F16}}},
+    {&op_embed, {9, {33, 50, TENSOR_BF16}}},
     {&op_embed, {9, {64, 50, TENSOR_Q8_0}}},
+    {&op_embed, {9, {64, 50, TENSOR_Q4_0}}},
+    {&op_embed, {9, {64, 50, TENSOR_Q4_1}}},
+    {&op_embed, {9, {64, 50, TENSOR_Q5_0}}},
+    {&op_embed, {9, {64, 50, TENSOR_Q5_1}}},
+    {&op_embed, {9, {512, 50, TENSOR_Q4_K}}},
+    {&op_embed, {9, {512, 50, TENSOR_Q5_K}}},
+    {&op_embed, {9, {512, 50, TENSOR_Q6_K}}},
     {&op_embed, {40, {6, 5, TENSOR_F32}}},
     {&op_rmsnorm, {5, {1}}},
     {&op_rmsnorm, {3, {6}}},
@@ -599,6 +622,8 @@ static const struct op_test cases[] = {
     {&op_linear, {3, {1, 1, TENSOR_F32, LINEAR_F32}}},
     {&op_linear, {4, {6, 5, TENSOR_F32, LINEAR_ADD}}},
     {&op_linear, {35, {7, 6, TENSOR_F32, LINEAR_F32}}},
+    {&op_linear, {9, {44, 70, TENSOR_F16, LINEAR_F32}}},
+    {&op_linear, {9, {256, 70, TENSOR_Q6_K, LINEAR_F32}}},
     {&op_linear, {40, {32, 17, TENSOR_Q8_0, LINEAR_ADD}}},
     {&op_linear, {70, {172, 64, TENSOR_F32, LINEAR_ADD}}},
     {&op_linear, {130, {576, 192, TENSOR_Q8_0, LINEAR_F32}}},
