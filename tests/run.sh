@@ -76,7 +76,8 @@ run_pytest() { # run_pytest PRESET PATHS...: against the program of that build
     local report=$logs/pytest-$1.xml
     rm -f "$report"
     CLOTHO_BIN=$PWD/build/$1/clotho \
-        "${fixed_addresses[@]}" "$venv/bin/python" -m pytest -q -ra --durations=5 --junitxml="$report" "${@:2}"
+        "${fixed_addresses[@]}" "$venv/bin/python" -m pytest -q -ra --durations=5 --numprocesses 2 --dist loadfile \
+        --junitxml="$report" "${@:2}"
     count_report "$report" $?
 }
 
