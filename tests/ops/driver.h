@@ -184,8 +184,8 @@ static inline void run_everywhere(int argc, char **argv, const struct op_test *c
             setenv("CLOTHO_CPU_LEVEL", levels[level], 1);
             for (int threads = 1; threads <= 2; threads++)
                 if (threads == 1 || level == 2) /* they are shared out alike on all levels */
-                    run_table(&(struct backend_opts){kind, dtypes[dtype], threads, false}, cases, n_cases,
-                              others, outputs);
+                    run_table(&(struct backend_opts){kind, dtypes[dtype], threads, false}, cases,
+                              n_cases, others, outputs);
             for (int i = 0; i < n_cases; i++)
                 free(outputs[i]);
             free(outputs);

@@ -362,9 +362,12 @@ int main(int argc, char **argv)
 {
     struct backend *b = NULL, *cpu = NULL;
     char why[256];
-    if (backend_open(&b, &(struct backend_opts){argc > 1 ? argv[1] : "cpu", "f32", 1}, why,
-                     sizeof why) ||
-        backend_open(&cpu, &(struct backend_opts){"cpu", "f32", 1}, why, sizeof why)) {
+    if (backend_open(&b,
+                     &(struct backend_opts){
+                         .kind = argc > 1 ? argv[1] : "cpu", .dtype = "f32", .threads = 1},
+                     why, sizeof why) ||
+        backend_open(&cpu, &(struct backend_opts){.kind = "cpu", .dtype = "f32", .threads = 1}, why,
+                     sizeof why)) {
         fprintf(stderr, "%s\n", why);
         return 1;
     }

@@ -408,7 +408,8 @@ int main(int argc, char **argv)
     for (int i = 0; i < n_backends; i++) {
         char why[256];
         setenv("CLOTHO_CPU_LEVEL", levels[i], 1);
-        if (backend_open(&backends[i], &(struct backend_opts){kind, "f32", 2, false}, why, sizeof why)) {
+        if (backend_open(&backends[i], &(struct backend_opts){kind, "f32", 2, false}, why,
+                         sizeof why)) {
             fprintf(stderr, "%s\n", why);
             return 1;
         }
