@@ -376,6 +376,7 @@ clotho_cuda_open(struct backend **out, const struct backend_opts *o, char *why, 
     c->base.ops = &cuda_ops;
     c->base.name = "cuda";
     c->base.records = true;
+    c->fast = o->fast;
     c->base.own_memory = true;
     if (pick_act(&c->base, o->dtype) || open_device(c) || open_pool(c) || timer_open(c) ||
         staging_open(c) || records_open(c) || matmul_open(c)) {

@@ -36,6 +36,7 @@ struct cuda {
     struct backend base; /* first: a struct backend * is a struct cuda * */
     cudaStream_t stream; /* the only one: everything is in order */
     int n_sm;            /* multiprocessors */
+    bool fast;           /* a row's products may depend on the number of rows */
     struct matmul *matmul;
     struct staging *staging;
     struct records *records;

@@ -9,7 +9,8 @@
  * number of rows and its place among them, to the bit; else the next one has to. Few rows want
  * another tile than many: each range of n has an algorithm of its own, the library's best for it
  * that gives the first one's results, bit for bit, or else the first one itself. Most do: the
- * order of a sum is the instruction's, and tiles only cut up rows and columns.
+ * order of a sum is the instruction's, and tiles only cut up rows and columns. With --fast each
+ * range simply has the library's best.
  *
  * Rows that are no multiple of 16 bytes, which no tensor core reads, and shapes for which the
  * library has nothing are multiplied by product.cuh: right, and no faster than need be. */
@@ -204,11 +205,14 @@ static int agrees(struct cuda *c, const struct shape *s, const cublasLtMatmulAlg
     return !differ;
 }
 
-/* As `agrees`, for numbers of rows from all ranges that an algorithm is for. */
+/* As `agrees`, for numbers of rows from all ranges that an algorithm is for. --fast asks for none
+ * of it. */
 static int agrees_in(struct cuda *c, const struct shape *s, const cublasLtMatmulAlgo_t *algo,
                      const struct trial *t, int first_range, int last_range)
 {
     static const int rows[RANGES][2] = {{1, 13}, {17, 50}, {65, 200}, {257, TRIAL_ROWS}};
+    if (c->fast)
+        return 1;
     for (int r = first_range; r <= last_range; r++)
         for (int i = 0; i < 2; i++) {
             const int n = rows[r][i] < t->rows ? rows[r][i] : t->rows;
@@ -250,7 +254,7 @@ static int set_preferences(struct cuda *c, cublasLtMatmulPreference_t p, const s
                c, cublasLtMatmulPreferenceSetAttribute(p, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
                                                        &workspace, sizeof workspace)) ||
            prefer(c, p, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
-                  CUBLASLT_REDUCTION_SCHEME_NONE) ||
+                  c->fast ? CUBLASLT_REDUCTION_SCHEME_MASK : CUBLASLT_REDUCTION_SCHEME_NONE) ||
            prefer(c, p, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, x) ||
            prefer(c, p, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, x) ||
            prefer(c, p, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, y) ||
@@ -284,7 +288,7 @@ static int find_candidates(struct cuda *c, const struct shape *s, int n, struct 
         found = 0;
     cublasLtMatmulPreferenceDestroy(p);
     for (int i = 0; i < found; i++)
-        if (out->at[i].state == CUBLAS_STATUS_SUCCESS && !splits(&out->at[i].algo))
+        if (out->at[i].state == CUBLAS_STATUS_SUCCESS && (c->fast || !splits(&out->at[i].algo)))
             out->at[out->n++] = out->at[i];
     return 0;
 }
