@@ -7,11 +7,13 @@
 
 static int check_failures;
 
+enum { CHECK_SHOWN = 200 }; /* failures that are printed; the rest are only counted */
+
 #define EXPECT(cond)                                                                               \
     do {                                                                                           \
         if (!(cond)) {                                                                             \
-            check_failures++;                                                                      \
-            fprintf(stderr, "%s:%d: failed: %s\n", __FILE__, __LINE__, #cond);                     \
+            if (check_failures++ < CHECK_SHOWN)                                                    \
+                fprintf(stderr, "%s:%d: failed: %s\n", __FILE__, __LINE__, #cond);                 \
         }                                                                                          \
     } while (0)
 
@@ -19,8 +21,9 @@ static int check_failures;
     do {                                                                                           \
         long long g_ = (long long)(got), w_ = (long long)(want);                                   \
         if (g_ != w_) {                                                                            \
-            check_failures++;                                                                      \
-            fprintf(stderr, "%s:%d: %s is %lld, not %lld\n", __FILE__, __LINE__, #got, g_, w_);    \
+            if (check_failures++ < CHECK_SHOWN)                                                    \
+                fprintf(stderr, "%s:%d: %s is %lld, not %lld\n", __FILE__, __LINE__, #got, g_,     \
+                        w_);                                                                       \
         }                                                                                          \
     } while (0)
 
@@ -29,9 +32,9 @@ static int check_failures;
     do {                                                                                           \
         double g_ = (got), w_ = (want), t_ = (tol);                                                \
         if (!(g_ == w_ || fabs(g_ - w_) <= t_)) {                                                  \
-            check_failures++;                                                                      \
-            fprintf(stderr, "%s:%d: %s is %.17g, not %.17g (within %g)\n", __FILE__, __LINE__,     \
-                    #got, g_, w_, t_);                                                             \
+            if (check_failures++ < CHECK_SHOWN)                                                    \
+                fprintf(stderr, "%s:%d: %s is %.17g, not %.17g (within %g)\n", __FILE__, __LINE__, \
+                        #got, g_, w_, t_);                                                         \
         }                                                                                          \
     } while (0)
 
@@ -39,8 +42,9 @@ static int check_failures;
     do {                                                                                           \
         const char *g_ = (got), *w_ = (want);                                                      \
         if (strcmp(g_, w_) != 0) {                                                                 \
-            check_failures++;                                                                      \
-            fprintf(stderr, "%s:%d: %s is\n  %s\nnot\n  %s\n", __FILE__, __LINE__, #got, g_, w_);  \
+            if (check_failures++ < CHECK_SHOWN)                                                    \
+                fprintf(stderr, "%s:%d: %s is\n  %s\nnot\n  %s\n", __FILE__, __LINE__, #got, g_,   \
+                        w_);                                                                       \
         }                                                                                          \
     } while (0)
 

@@ -2,6 +2,7 @@
  * arithmetic, the schemes' bounds and the CPU backend. Ancestors must be the CPU's, unless a random
  * number lies so close to an edge that rounding decides. test_resample.c has the exact laws. */
 #include "ops.h"
+#include "report.h"
 
 static const int sizes[] = {1, 2, 3, 31, 32, 33, 64, 1000, 2048, 2049, 4096};
 static const enum resample_scheme schemes[] = {RESAMPLE_SYSTEMATIC, RESAMPLE_STRATIFIED,
@@ -108,6 +109,12 @@ static void run(struct backend *b, struct call *c)
 
 /* ---- what must hold of any population ---- */
 
+static void near(double got, double want, double bound)
+{
+    note_error("resample", ACT_F32, got, want, bound);
+    EXPECT_NEAR(got, want, bound);
+}
+
 static void check_weighing(const struct resample_args *a, const struct resample_out *o)
 {
     long double sum = 0, sum2 = 0;
@@ -119,12 +126,11 @@ static void check_weighing(const struct resample_args *a, const struct resample_
         sum2 += expl(2 * ((long double)a->log_w[i] - (long double)max));
     }
     const double tiny = 1e-14 * (a->k + fabs(max));
-    EXPECT_NEAR(o->log_mean, max + (double)logl(sum / a->k), tiny);
-    EXPECT_NEAR(o->ess, sum > 0 ? (double)(sum / sum2 * sum) : 0, 1e-14 * a->k * a->k);
+    near(o->log_mean, max + (double)logl(sum / a->k), tiny);
+    near(o->ess, sum > 0 ? (double)(sum / sum2 * sum) : 0, 1e-14 * a->k * a->k);
     for (int i = 0; i < a->k; i++)
-        EXPECT_NEAR(a->log_rho[i],
-                    a->log_w[i] == -INFINITY ? -INFINITY : a->log_w[i] - max - (double)logl(sum),
-                    tiny);
+        near(a->log_rho[i],
+             a->log_w[i] == -INFINITY ? -INFINITY : a->log_w[i] - max - (double)logl(sum), tiny);
 }
 
 static bool should_resample(const struct resample_args *a, const struct resample_out *o)
@@ -377,5 +383,6 @@ int main(int argc, char **argv)
         unbiased(b, schemes[s]);
     backend_close(b);
     backend_close(cpu);
+    print_errors();
     return test_failures();
 }
