@@ -2,6 +2,7 @@
 #include "cublasLt.h"
 
 #include <array>
+#include <bit>
 #include <vector>
 
 struct emu_blas {
@@ -258,7 +259,8 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDe
                                               cublasLtMatmulHeuristicResult_t *result, int *found)
 {
     const product p = make_product(*m, a, b, c, d);
-    const uint32_t first = (uint32_t)((p.d.rows / 64 + p.d.cols / 8 + p.k() / 64) % ALIGNED_ALGOS);
+    const int64_t columns = std::bit_width((uint64_t)p.d.cols);
+    const uint32_t first = (uint32_t)((p.d.rows / 64 + columns + p.k() / 64) % ALIGNED_ALGOS);
     *found = 0;
     if (wanted < 1 || !p.fits())
         return CUBLAS_STATUS_INVALID_VALUE;
