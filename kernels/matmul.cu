@@ -9,8 +9,8 @@
  * number of rows and its place among them, to the bit; else the next one has to. Few rows want
  * another tile than many: each range of n has an algorithm of its own, the library's best for it
  * that gives the first one's results, bit for bit, or else the first one itself. Most do: the
- * order of a sum is the instruction's, and tiles only cut up rows and columns. With --fast each
- * range simply has the library's best.
+ * order of a sum is the instruction's, and tiles only cut up rows and columns. With --fast they
+ * need to agree no closer than sums in two orders do, and may split the sum.
  *
  * Rows that are no multiple of 16 bytes, which no tensor core reads, and shapes for which the
  * library has nothing are multiplied by product.cuh: right, and no faster than need be. */
@@ -108,6 +108,7 @@ struct trial {
     float *want, *got; /* (rows, out) */
     int *differ;       /* dev */
     int rows;
+    float bound; /* on differences; 0: none */
 };
 
 enum { TRIAL_ROWS = 300, TRIAL_ROWS_MIN = 20, TRIAL_BYTES = 64 << 20 }; /* of results */
@@ -124,10 +125,11 @@ template <class T> static __global__ void noise_kernel(T *p, size_t n)
 }
 
 /* A thread for each element; whoever finds a difference says so. */
-static __global__ void compare_kernel(int *differ, const uint32_t *a, const uint32_t *b, size_t n)
+static __global__ void compare_kernel(int *differ, const float *a, const float *b, float bound,
+                                      size_t n)
 {
     const size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i < n && a[i] != b[i])
+    if (i < n && !(fabsf(a[i] - b[i]) <= bound))
         *differ = 1;
 }
 
@@ -195,7 +197,7 @@ static int agrees(struct cuda *c, const struct shape *s, const cublasLtMatmulAlg
     if (cuda_check(&c->base, "trial", cudaMemsetAsync(t->differ, 0, sizeof differ, c->stream)))
         return -1;
     LAUNCH(compare_kernel, blocks_for(count), 256, 0, c->stream)
-    (t->differ, (const uint32_t *)want, (const uint32_t *)t->got, count);
+    (t->differ, want, t->got, t->bound, count);
     if (cuda_check(&c->base, "trial", cudaGetLastError()) ||
         cuda_check(&c->base, "trial",
                    cudaMemcpyAsync(&differ, t->differ, sizeof differ, cudaMemcpyDeviceToHost,
@@ -205,14 +207,11 @@ static int agrees(struct cuda *c, const struct shape *s, const cublasLtMatmulAlg
     return !differ;
 }
 
-/* As `agrees`, for numbers of rows from all ranges that an algorithm is for. --fast asks for none
- * of it. */
+/* As `agrees`, for numbers of rows from all ranges that an algorithm is for. */
 static int agrees_in(struct cuda *c, const struct shape *s, const cublasLtMatmulAlgo_t *algo,
                      const struct trial *t, int first_range, int last_range)
 {
     static const int rows[RANGES][2] = {{1, 13}, {17, 50}, {65, 200}, {257, TRIAL_ROWS}};
-    if (c->fast)
-        return 1;
     for (int r = first_range; r <= last_range; r++)
         for (int i = 0; i < 2; i++) {
             const int n = rows[r][i] < t->rows ? rows[r][i] : t->rows;
@@ -245,7 +244,8 @@ static int prefer(struct cuda *c, cublasLtMatmulPreference_t p,
     return lt_check(c, cublasLtMatmulPreferenceSetAttribute(p, what, &value, sizeof value));
 }
 
-static int set_preferences(struct cuda *c, cublasLtMatmulPreference_t p, const struct shape *s)
+static int set_preferences(struct cuda *c, cublasLtMatmulPreference_t p, const struct shape *s,
+                           cublasLtReductionScheme_t reduction)
 {
     const uint64_t workspace = WORKSPACE_BYTES;
     const uint32_t x = alignment((size_t)s->in * act_size(c->base.act));
@@ -253,8 +253,7 @@ static int set_preferences(struct cuda *c, cublasLtMatmulPreference_t p, const s
     return lt_check(
                c, cublasLtMatmulPreferenceSetAttribute(p, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
                                                        &workspace, sizeof workspace)) ||
-           prefer(c, p, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
-                  c->fast ? CUBLASLT_REDUCTION_SCHEME_MASK : CUBLASLT_REDUCTION_SCHEME_NONE) ||
+           prefer(c, p, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, reduction) ||
            prefer(c, p, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, x) ||
            prefer(c, p, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, x) ||
            prefer(c, p, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, y) ||
@@ -270,16 +269,20 @@ static bool splits(const cublasLtMatmulAlgo_t *algo)
            parts > 1;
 }
 
-/* Algorithms for n rows, best first; maybe none. */
-static int find_candidates(struct cuda *c, const struct shape *s, int n, struct candidates *out)
+/* Algorithms for n rows, best first; maybe none. Only with `split` do some split the sum, and add
+ * up its parts in a fixed order. */
+static int find_candidates(struct cuda *c, const struct shape *s, int n, bool split,
+                           struct candidates *out)
 {
+    const cublasLtReductionScheme_t reduction =
+        split ? CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE : CUBLASLT_REDUCTION_SCHEME_NONE;
     const struct matmul *m = c->matmul;
     cublasLtMatmulPreference_t p;
     int found = 0;
     out->n = 0;
     if (lt_check(c, cublasLtMatmulPreferenceCreate(&p)))
         return -1;
-    if (set_preferences(c, p, s) || lt_check(c, set_rows(s, n))) {
+    if (set_preferences(c, p, s, reduction) || lt_check(c, set_rows(s, n))) {
         cublasLtMatmulPreferenceDestroy(p);
         return -1;
     }
@@ -288,7 +291,7 @@ static int find_candidates(struct cuda *c, const struct shape *s, int n, struct 
         found = 0;
     cublasLtMatmulPreferenceDestroy(p);
     for (int i = 0; i < found; i++)
-        if (out->at[i].state == CUBLAS_STATUS_SUCCESS && (c->fast || !splits(&out->at[i].algo)))
+        if (out->at[i].state == CUBLAS_STATUS_SUCCESS && (split || !splits(&out->at[i].algo)))
             out->at[out->n++] = out->at[i];
     return 0;
 }
@@ -297,7 +300,7 @@ static int find_candidates(struct cuda *c, const struct shape *s, int n, struct 
 static int choose_first(struct cuda *c, struct shape *s, const struct trial *t)
 {
     struct candidates best;
-    if (find_candidates(c, s, MANY_ROWS, &best))
+    if (find_candidates(c, s, MANY_ROWS, false, &best))
         return -1;
     s->plain = true;
     for (int i = 0; i < best.n && s->plain; i++) {
@@ -315,13 +318,14 @@ static int choose_first(struct cuda *c, struct shape *s, const struct trial *t)
 
 static int choose_for_range(struct cuda *c, struct shape *s, const struct trial *t, int range)
 {
+    const int n = range < RANGES - 1 ? range_end[range] : MANY_ROWS;
     struct candidates best;
-    if (find_candidates(c, s, range_end[range], &best))
+    if (find_candidates(c, s, n, c->fast, &best))
         return -1;
     for (int i = 0; i < best.n; i++) {
         const cublasLtMatmulAlgo_t *algo = &best.at[i].algo;
-        if (memcmp(algo, &s->algo[RANGES - 1], sizeof *algo) == 0)
-            return 0;
+        if (memcmp(algo, &s->algo[range], sizeof *algo) == 0)
+            return 0; /* the first one itself */
         const int yes = agrees_in(c, s, algo, t, range, range);
         if (yes < 0)
             return -1;
@@ -337,7 +341,8 @@ static int choose(struct cuda *c, struct shape *s, void *w)
 {
     struct trial t;
     int rc = trial_open(c, &t, s, w) || choose_first(c, s, &t) ? -1 : 0;
-    for (int r = 0; r < RANGES - 1 && rc == 0 && !s->plain; r++)
+    t.bound = c->fast ? (float)s->in * 0x1p-18f : 0;
+    for (int r = 0; r < RANGES && rc == 0 && !s->plain; r++)
         rc = choose_for_range(c, s, &t, r);
     trial_close(c, &t);
     return rc;

@@ -657,8 +657,28 @@ static void test_others(struct backend *b)
     EXPECT(b->calls[OP_LINEAR] > 0 && b->seconds[OP_LINEAR] > 0);
 }
 
+/* With .fast rows may depend on their number, but are right. */
+static void test_fast(const char *kind)
+{
+    const struct op_case c = {100, {64, 96, TENSOR_Q8_0, LINEAR_F32}};
+    const struct backend_opts o = {.kind = kind, .dtype = "bf16", .threads = 1, .fast = true};
+    struct backend *b;
+    char why[256];
+    int32_t rows[MAX_ROWS];
+    const int n = case_rows(&op_linear, &c, rows);
+    float *y = malloc(row_bytes(&op_linear, &c, ACT_BF16) * (size_t)n);
+    EXPECT_INT(backend_open(&b, &o, why, sizeof why), 0);
+    op_linear.run(b, c.d, rows, n, y);
+    check_values(&op_linear, &c, b, rows, n, y);
+    op_linear.run(b, c.d, rows, 3, y);
+    check_values(&op_linear, &c, b, rows, 3, y);
+    backend_close(b);
+    free(y);
+}
+
 int main(int argc, char **argv)
 {
     run_everywhere(argc, argv, cases, N_CASES, test_others);
+    test_fast(argc > 1 ? argv[1] : "cpu");
     return test_failures();
 }
