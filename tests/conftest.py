@@ -19,6 +19,15 @@ def clotho():
 
 
 @pytest.fixture(scope="session")
+def emulated(clotho):
+    """The environment in which --backend cuda is the emulated device."""
+    folder = Path(clotho).with_name("emu")
+    if not (folder / "libclotho-cuda.so").exists():
+        pytest.skip("this build has no emulated device")
+    return {"LD_LIBRARY_PATH": str(folder)}
+
+
+@pytest.fixture(scope="session")
 def model_file(tmp_path_factory):
     """model_file(**changes of Shape) -> path of a generated GGUF, each written once."""
     folder, made = tmp_path_factory.mktemp("models"), {}
@@ -64,3 +73,7 @@ def serve(model_file):
     yield start
     codes = {" ".join(server.flags): server.stop() for server in running.values()}
     assert not any(codes.values()), f"exit codes after SIGTERM: {codes}"
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "device: what is run on other devices than the CPU, too")

@@ -4,7 +4,7 @@
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 
-stages=(rules unit golden python asan tsan fuzz)
+stages=(rules unit golden python cuda asan tsan fuzz)
 
 usage() {
     cat <<TEXT
@@ -13,6 +13,7 @@ usage: tests/run.sh [STAGE...]     all stages, or those named:
   unit     release build without warnings, C tests
   golden   real models against other implementations; fetches SmolLM2-135M-Instruct (95 MB) once
   python   tests against enumeration, of the program and over HTTP, on the release build
+  cuda     the CUDA plug-in, without warnings, where there is nvcc; its tests on the emulated device
   asan     C and HTTP tests under AddressSanitizer and UndefinedBehaviorSanitizer
   tsan     C and HTTP tests under ThreadSanitizer
   fuzz     every libFuzzer target for ${FUZZ_SECONDS:-30} s (FUZZ_SECONDS)
@@ -97,7 +98,7 @@ stage_rules() {
 
 stage_unit() {
     build release || return 1
-    run_ctest release --exclude-regex golden
+    run_ctest release --exclude-regex golden --label-exclude emu
 }
 
 fetch_model() {
@@ -112,15 +113,22 @@ stage_python() {
     build release && fetch_model && run_pytest release tests
 }
 
+stage_cuda() {
+    build release || return 1
+    [[ -e build/release/libclotho-cuda.so ]] || echo "nvcc is not here: no plug-in is built, only the emulated one"
+    run_ctest release --label-regex emu
+    CLOTHO_TEST_BACKEND=cuda CLOTHO_TEST_FEWER=8 LD_LIBRARY_PATH=$PWD/build/release/emu run_pytest release -m device tests
+}
+
 stage_asan() {
     build asan || return 1
-    run_ctest asan --exclude-regex golden
+    run_ctest asan --exclude-regex golden --label-exclude emu
     run_pytest asan tests/http
 }
 
 stage_tsan() {
     build tsan || return 1
-    run_ctest tsan --tests-regex 'engine|event_queue' # where threads meet
+    run_ctest tsan --tests-regex '^test_(engine|event_queue)' # where threads meet
     run_pytest tsan tests/http
 }
 

@@ -21,6 +21,8 @@ READY_SECONDS = 60  # sanitizers and busy machines are slow
 STOP_SECONDS = 60
 # One thread is quickest for tiny models and leaves the other cores to the tests themselves.
 TINY_FLAGS = ("--threads", "1")
+# What --backend is where a test does not say: CLOTHO_TEST_BACKEND, else the program's default.
+BACKEND_FLAGS = tuple(f"--backend={kind}" for kind in [os.environ.get("CLOTHO_TEST_BACKEND")] if kind)
 
 
 def binary():
@@ -56,8 +58,8 @@ class Server:
 
     def __enter__(self):
         self.log_file = tempfile.NamedTemporaryFile("w+", prefix="clotho-", suffix=".log")
-        command = [self.program, "serve", "--model", self.model, "--host", self.host,
-                   "--port", str(self.port), *self.flags]
+        command = [self.program, "serve", *BACKEND_FLAGS, "--model", self.model,
+                   "--host", self.host, "--port", str(self.port), *self.flags]
         started = time.monotonic()
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=self.log_file,
                                         stderr=subprocess.STDOUT, env=environment(self.env))
