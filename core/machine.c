@@ -168,7 +168,9 @@ int machine_open(struct machine *m, const struct engine_opts *opts, struct err *
         return -1;
     say_plan(m, opts);
     if (model_open(&m->model, m->backend, m->gguf, &info->config, &mo, err) != 0 ||
-        kv_open(&m->pool, info->n_pages, err) != 0 || open_scratch(m, err) != 0)
+        kv_open(&m->pool, info->n_pages, err) != 0 ||
+        smc_device_open(&m->weigher, m->backend, m->max_particles, err) != 0 ||
+        open_scratch(m, err) != 0)
         return -1;
     gguf_forget(m->gguf);
     void *priors;
@@ -184,6 +186,7 @@ void machine_close(struct machine *m)
 {
     if (m->priors)
         m->backend->ops->release(m->backend, m->priors);
+    smc_device_close(&m->weigher);
     machine_close_heads(m);
     model_close(m->model);
     kv_close(m->pool);

@@ -14,6 +14,7 @@
 #include "engine.h"
 #include "kv.h"
 #include "model.h"
+#include "smc.h"
 #include "tokenizer.h"
 
 struct run;
@@ -76,6 +77,7 @@ struct machine {
     struct tokenizer *tokenizer;
     struct engine_info info;
 
+    struct smc_device weigher;
     struct prior *priors; /* dev (MAX_RUNS) one for each run */
     bool prior_used[256];
     int32_t *hidden_free; /* (max_particles) free rows of the hidden store, counted from 0 */

@@ -45,7 +45,7 @@ static int weigh(struct run *r, enum smc_priority by, bool may_resample, struct 
     double threshold = r->pop.ess_threshold;
     if (!may_resample)
         r->pop.ess_threshold = 0;
-    int rc = smc_resample(&r->pop, r->m->backend, by, r->weighings++, stats, err);
+    int rc = smc_resample(&r->pop, &r->m->weigher, by, r->weighings++, stats, err);
     r->pop.ess_threshold = threshold;
     if (rc != 0)
         return -1;

@@ -1,6 +1,8 @@
 #include "smc.h"
 
 #include <math.h>
+#include <stdlib.h>
+#include <string.h>
 
 #include "../kernels/philox.h"
 
@@ -15,7 +17,6 @@ void smc_init(struct population *p, struct arena *arena, int k, enum resample_sc
         .status = ARENA_NEW(arena, uint8_t, k),
         .ancestor = ARENA_NEW(arena, int32_t, k),
         .log_rho = ARENA_NEW(arena, double, k),
-        .scratch = ARENA_NEW(arena, double, k),
         .scheme = scheme,
         .ess_threshold = ess_threshold,
         .seed = seed,
@@ -46,15 +47,65 @@ static void inherit(struct population *p)
         p->L[j] -= log(p->k) + p->log_rho[p->ancestor[j]];
 }
 
-int smc_resample(struct population *p, struct backend *b, enum smc_priority by, uint32_t step,
+/* ---- on the device ---- */
+
+/* A population's arrays in one piece of memory: what goes there, then what comes back. */
+struct block {
+    double *log_w;            /* (k) */
+    struct resample_out *out; /* one */
+    double *log_rho;          /* (k) */
+    int32_t *ancestor;        /* (k) */
+};
+
+static struct block block_at(char *base, int k)
+{
+    struct block at = {.log_w = (void *)base};
+    at.out = (void *)(at.log_w + k);
+    at.log_rho = (void *)(at.out + 1);
+    at.ancestor = (void *)(at.log_rho + k);
+    return at;
+}
+
+static size_t bytes_there(int k)
+{
+    return (size_t)k * sizeof(double);
+}
+
+static size_t bytes_back(int k)
+{
+    return sizeof(struct resample_out) + (size_t)k * (sizeof(double) + sizeof(int32_t));
+}
+
+int smc_device_open(struct smc_device *d, struct backend *b, int max_k, struct err *err)
+{
+    const size_t bytes = bytes_there(max_k) + bytes_back(max_k);
+    void *dev;
+    *d = (struct smc_device){.b = b, .max_k = max_k};
+    d->host = calloc(1, bytes);
+    CHECK(d->host && "out of memory");
+    if (b->ops->alloc(b, &dev, bytes) != 0)
+        return err_set(err, ERR_INTERNAL, "%s", b->why);
+    d->dev = dev;
+    return 0;
+}
+
+void smc_device_close(struct smc_device *d)
+{
+    if (d->dev)
+        d->b->ops->release(d->b, d->dev);
+    free(d->host);
+}
+
+int smc_resample(struct population *p, struct smc_device *d, enum smc_priority by, uint32_t step,
                  struct smc_stats *stats, struct err *err)
 {
-    for (int i = 0; i < p->k; i++)
-        p->scratch[i] = priority(p, i, by);
-    struct resample_args args = {
-        .log_w = p->scratch,
-        .ancestor = p->ancestor,
-        .log_rho = p->log_rho,
+    struct backend *b = d->b;
+    CHECK(p->k <= d->max_k);
+    const struct block dev = block_at(d->dev, p->k), host = block_at(d->host, p->k);
+    const struct resample_args args = {
+        .log_w = dev.log_w,
+        .ancestor = dev.ancestor,
+        .log_rho = dev.log_rho,
         .k = p->k,
         .scheme = p->scheme,
         .ess_threshold = p->ess_threshold,
@@ -62,14 +113,21 @@ int smc_resample(struct population *p, struct backend *b, enum smc_priority by, 
         .seed = p->seed,
         .step = step,
     };
-    struct resample_out out;
-    if (b->ops->resample(b, &args, &out, 1) != 0)
+    for (int i = 0; i < p->k; i++)
+        host.log_w[i] = priority(p, i, by);
+    if (b->ops->upload(b, dev.log_w, host.log_w, bytes_there(p->k)) ||
+        b->ops->resample(b, &args, dev.out, 1) ||
+        b->ops->download(b, host.out, dev.out, bytes_back(p->k)))
         return err_set(err, ERR_INTERNAL, "%s", b->why);
-    if (out.resampled)
+    memcpy(p->log_rho, host.log_rho, (size_t)p->k * sizeof *p->log_rho);
+    memcpy(p->ancestor, host.ancestor, (size_t)p->k * sizeof *p->ancestor);
+    if (host.out->resampled)
         inherit(p);
-    *stats = (struct smc_stats){out.log_mean, out.ess, out.resampled != 0};
+    *stats = (struct smc_stats){host.out->log_mean, host.out->ess, host.out->resampled != 0};
     return 0;
 }
+
+/* ---- on the host ---- */
 
 void smc_extend(struct population *p, int i, double log_p0, double log_q, double lpsi)
 {

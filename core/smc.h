@@ -3,8 +3,8 @@
  * particle carries L, its proper log-weight with respect to the prior p0 alone, and lpsi, the log
  * of its current twist; resampling goes by the priority L + log ψ and corrects L for it, so that
  * late, re-scaled or approximate twists never bias anything, and log Ẑ = log (1/K) Σ_k exp(L_k +
- * log φ_k) needs no second accumulator. Pure: no model, no text, no clock. The engine thread is its
- * sole user. */
+ * log φ_k) needs no second accumulator. Pure: no model, no text, no clock. Its numbers are the
+ * host's; the device weighs and resamples. The engine thread is its sole user. */
 #pragma once
 #include <stdbool.h>
 #include <stdint.h>
@@ -29,7 +29,6 @@ struct population {
     uint8_t *status;   /* (k) enum particle_status */
     int32_t *ancestor; /* (k) of the last smc_resample */
     double *log_rho;   /* (k) its normalised log priorities */
-    double *scratch;   /* (k) */
     /* the request's wishes */
     enum resample_scheme scheme;
     double ess_threshold; /* exactly 0: never, exactly 1: always */
@@ -40,6 +39,16 @@ struct population {
 /* All live, L = lpsi = 0. The arrays live in the arena. */
 void smc_init(struct population *, struct arena *, int k, enum resample_scheme,
               double ess_threshold, uint64_t seed);
+
+/* Where the device weighs populations, one after the other. */
+struct smc_device {
+    struct backend *b;
+    char *dev, *host; /* the arrays of one population, there and on their way */
+    int max_k;
+};
+/* For populations of up to max_k particles. What a failure leaves is smc_device_close's. */
+int smc_device_open(struct smc_device *, struct backend *, int max_k, struct err *err);
+void smc_device_close(struct smc_device *);
 
 /* What to weigh by. */
 enum smc_priority {
@@ -57,7 +66,7 @@ struct smc_stats {
  * each slot's particle came from (survivors keep their slot), and L, lpsi, lambda, status are
  * already those of the ancestors with L corrected: L'[j] = L[a] - log K - log rho[a]. `step` makes
  * the random numbers of this call its own. */
-int smc_resample(struct population *, struct backend *, enum smc_priority, uint32_t step,
+int smc_resample(struct population *, struct smc_device *, enum smc_priority, uint32_t step,
                  struct smc_stats *out, struct err *err);
 
 /* Particle i took a token: L += log p0 - log q, lpsi = the text's new log ψ. A token that the prior

@@ -27,6 +27,7 @@ struct decode {
 
     struct arena arena; /* of the population */
     struct population pop;
+    struct smc_device weigher;
     struct kv_pool *pool;
     struct kv_account account;
     struct kv_seq *seqs; /* (k) */
@@ -118,6 +119,7 @@ static inline void decode_open(struct decode *d, struct backend *b, const struct
     const struct model_opts opts = decode_opts(d, d->most);
     decode_must(model_open(&d->m, b, d->g, &d->c, &opts, &err), &err);
     decode_must(batch_open(&d->batch, d->most, decode_pages(d, d->most), &err), &err);
+    decode_must(smc_device_open(&d->weigher, b, d->most, &err), &err);
     decode_rows(d);
     decode_prior(d);
 }
@@ -125,6 +127,7 @@ static inline void decode_open(struct decode *d, struct backend *b, const struct
 static inline void decode_close(struct decode *d)
 {
     d->b->ops->release(d->b, d->prior);
+    smc_device_close(&d->weigher);
     batch_close(&d->batch);
     model_close(d->m);
     gguf_close(d->g);
@@ -223,7 +226,7 @@ static inline void decode_weigh(struct decode *d)
         smc_extend(p, i, o->log_p0, o->log_q, p->lpsi[i] + walk);
         d->token[i] = o->token;
     }
-    decode_must(smc_resample(p, d->b, SMC_BY_TWIST, (uint32_t)d->t, &stats, &err), &err);
+    decode_must(smc_resample(p, &d->weigher, SMC_BY_TWIST, (uint32_t)d->t, &stats, &err), &err);
     if (stats.resampled) {
         kv_retable(d->pool, d->seqs, p->ancestor, p->k);
         for (int i = 0; i < p->k; i++) /* ancestors keep their slot */

@@ -1,4 +1,4 @@
-/* A population whose backend is nothing but the resample operation, in the test's hand. */
+/* A population whose device is nothing but the resample operation, in the test's hand. */
 #pragma once
 #include "scripted.h"
 
@@ -12,14 +12,24 @@ static int resample_op(struct backend *b, const struct resample_args *args,
     return 0;
 }
 
-static const struct backend_ops only_resample = {.resample = resample_op};
-static struct backend test_backend = {.ops = &only_resample};
+static int copy_op(struct backend *b, void *to, const void *from, size_t bytes)
+{
+    (void)b;
+    memcpy(to, from, bytes);
+    return 0;
+}
 
-/* smc_resample on the test's backend; no failure is possible. */
+/* smc_resample on the test's device; no failure is possible. */
 static inline struct smc_stats weigh(struct population *p, enum smc_priority by, uint32_t step)
 {
+    enum { MAX_K = 4096 };
+    static double dev[3 * MAX_K], host[3 * MAX_K];
+    static const struct backend_ops ops = {
+        .resample = resample_op, .upload = copy_op, .download = copy_op};
+    struct backend b = {.ops = &ops};
+    struct smc_device d = {&b, (char *)dev, (char *)host, MAX_K};
     struct smc_stats stats;
     struct err err;
-    smc_resample(p, &test_backend, by, step, &stats, &err);
+    smc_resample(p, &d, by, step, &stats, &err);
     return stats;
 }

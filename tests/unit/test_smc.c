@@ -108,14 +108,16 @@ static int broken_resample(struct backend *b, const struct resample_args *args,
 
 static void a_broken_device(void)
 {
-    const struct backend_ops ops = {.resample = broken_resample};
+    const struct backend_ops ops = {.resample = broken_resample, .upload = copy_op};
     struct backend b = {.ops = &ops};
+    double dev[16], host[16];
+    struct smc_device d = {&b, (char *)dev, (char *)host, 2};
     struct arena arena = {NULL};
     struct population p;
     struct smc_stats stats;
     struct err err;
     smc_init(&p, &arena, 2, RESAMPLE_SYSTEMATIC, 0.5, 1);
-    EXPECT_INT(smc_resample(&p, &b, SMC_BY_TWIST, 1, &stats, &err), -1);
+    EXPECT_INT(smc_resample(&p, &d, SMC_BY_TWIST, 1, &stats, &err), -1);
     EXPECT_INT(err.code, ERR_INTERNAL);
     EXPECT_STR(err.msg, "the device is gone");
     arena_free(&arena);

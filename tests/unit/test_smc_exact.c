@@ -14,7 +14,7 @@ enum { MAX_K = 4 };
 
 /* A population by value, so that the enumeration can branch. */
 struct cloud {
-    double L[MAX_K], lpsi[MAX_K], lambda[MAX_K], log_rho[MAX_K], scratch[MAX_K];
+    double L[MAX_K], lpsi[MAX_K], lambda[MAX_K], log_rho[MAX_K];
     uint8_t status[MAX_K];
     int32_t ancestor[MAX_K];
     int prefix[MAX_K];
@@ -35,7 +35,6 @@ static struct population view(const struct enumeration *e, struct cloud *c)
     p.lpsi = c->lpsi;
     p.lambda = c->lambda;
     p.log_rho = c->log_rho;
-    p.scratch = c->scratch;
     p.status = c->status;
     p.ancestor = c->ancestor;
     return p;
