@@ -203,6 +203,11 @@ inline float __int_as_float(int i)
 {
     return __uint_as_float((uint32_t)i);
 }
+/* Never a part of a fused multiply-add. */
+inline float __fmul_rn(float a, float b)
+{
+    return a * b;
+}
 inline int __popc(uint32_t x)
 {
     return __builtin_popcount(x);
