@@ -413,7 +413,7 @@ static void check_case(struct backend **backends, int n_backends, enum kind kind
     fixture_close(&f);
 }
 
-/* Large ones take their time: one of so many cases, also on a slow device. The largest is
+/* Large ones take their time: one of so many cases, and on a slow device. The largest is
  * beyond what a CUDA kernel has of shared memory without asking for it, and its last block has 3
  * tokens. */
 static const struct {
