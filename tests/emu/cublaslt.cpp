@@ -6,7 +6,6 @@
 #include <vector>
 
 struct emu_blas {
-    int open;
 };
 struct emu_matmul {
     std::array<int32_t, 2> transpose; /* of A, of B */
@@ -16,12 +15,11 @@ struct emu_layout {
     int64_t rows, cols, ld;
 };
 struct emu_preference {
-    uint64_t workspace;
 };
 
 namespace
 {
-enum { N_CONFIG = 9, ALIGNED_ALGOS = 3, UNALIGNED_ALGO = ALIGNED_ALGOS };
+enum { ALIGNED_ALGOS = 3, UNALIGNED_ALGO = ALIGNED_ALGOS };
 
 size_t size_of(cudaDataType t)
 {
@@ -56,7 +54,7 @@ uint32_t config(const cublasLtMatmulAlgo_t &algo, int which)
 cublasLtMatmulAlgo_t make_algo(uint32_t id)
 {
     cublasLtMatmulAlgo_t algo{};
-    const uint32_t values[N_CONFIG] = {id, 15 + id, 1};
+    const uint32_t values[] = {id, 0, 1}; /* the rest is 0, too: no split, no reduction */
     memcpy(algo.data, values, sizeof values);
     return algo;
 }
@@ -118,19 +116,23 @@ void unpack(float *to, const emu_layout &m, const void *from, int64_t i, bool al
         to[j] = load(m.type, from, (size_t)(along_row ? i + j * m.ld : i * m.ld + j));
 }
 
-/* In chunks of k, whose length is the algorithm's. */
-float dot(const float *x, const float *y, int64_t k, uint32_t algo)
+/* As LANES sums, of every LANES-th product each, and then their sum. */
+template <int LANES> float dot(const float *x, const float *y, int64_t k)
 {
-    const int64_t chunk = 16 << algo;
-    float sum = 0;
-    for (int64_t lo = 0; lo < k; lo += chunk) {
-        float part = 0;
-        for (int64_t j = lo; j < std::min(k, lo + chunk); j++)
-            part += x[j] * y[j];
-        sum += part;
-    }
+    float part[LANES] = {}, sum = 0;
+    int64_t j = 0;
+    for (; j + LANES <= k; j += LANES)
+        for (int l = 0; l < LANES; l++)
+            part[l] += x[j + l] * y[j + l];
+    for (int l = 0; j < k; j++, l++)
+        part[l] += x[j] * y[j];
+    for (float p : part)
+        sum += p;
     return sum;
 }
+
+/* By algorithm. */
+float (*const dots[])(const float *, const float *, int64_t) = {dot<4>, dot<8>, dot<16>, dot<2>};
 
 void multiply(const product &p, const void *a, const void *b, const void *c, void *d)
 {
@@ -141,12 +143,18 @@ void multiply(const product &p, const void *a, const void *b, const void *c, voi
     for (int64_t i = 0; i < m; i++) {
         unpack(row.data(), p.a, a, i, !p.transpose_a, k);
         for (int64_t j = 0; j < n; j++) {
-            float x = p.alpha * dot(row.data(), &columns[(size_t)(j * k)], k, p.algo);
+            float x = p.alpha * dots[p.algo](row.data(), &columns[(size_t)(j * k)], k);
             if (p.beta != 0)
                 x += p.beta * load(p.c.type, c, (size_t)(i + j * p.c.ld));
             store(p.d.type, d, (size_t)(i + j * p.d.ld), x);
         }
     }
+}
+
+void *matrix(const void *p, const emu_layout &m)
+{
+    return emu::device_pointer("cublasLtMatmul", p,
+                               (size_t)((m.cols - 1) * m.ld + m.rows) * size_of(m.type));
 }
 
 template <class T> cublasStatus_t destroy(T *p)
@@ -173,7 +181,7 @@ const char *cublasLtGetStatusString(cublasStatus_t s)
 
 cublasStatus_t cublasLtCreate(cublasLtHandle_t *h)
 {
-    *h = new emu_blas{1};
+    *h = new emu_blas{};
     return CUBLAS_STATUS_SUCCESS;
 }
 
@@ -216,12 +224,15 @@ cublasStatus_t cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t *l, cudaDataTyp
 }
 
 cublasStatus_t cublasLtMatrixLayoutSetAttribute(cublasLtMatrixLayout_t l,
-                                                cublasLtMatrixLayoutAttribute_t, const void *value,
-                                                size_t size)
+                                                cublasLtMatrixLayoutAttribute_t which,
+                                                const void *value, size_t size)
 {
-    if (size != sizeof l->cols)
+    if (size != 8)
         return CUBLAS_STATUS_INVALID_VALUE;
-    memcpy(&l->cols, value, size);
+    memcpy(which == CUBLASLT_MATRIX_LAYOUT_ROWS   ? &l->rows
+           : which == CUBLASLT_MATRIX_LAYOUT_COLS ? &l->cols
+                                                  : &l->ld,
+           value, size);
     return CUBLAS_STATUS_SUCCESS;
 }
 
@@ -245,10 +256,8 @@ cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t p
                                                     cublasLtMatmulPreferenceAttributes_t which,
                                                     const void *value, size_t size)
 {
-    if (size != (which == CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES ? 8 : 4))
+    if (!p || !value || size != (which == CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES ? 8 : 4))
         return CUBLAS_STATUS_INVALID_VALUE;
-    if (which == CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES)
-        memcpy(&p->workspace, value, size);
     return CUBLAS_STATUS_SUCCESS;
 }
 
@@ -329,6 +338,8 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t h, cublasLtMatmulDesc_t m, const 
         return CUBLAS_STATUS_INVALID_VALUE;
     memcpy(&p.alpha, alpha, sizeof p.alpha);
     memcpy(&p.beta, beta, sizeof p.beta);
-    emu::queue(s, "cublasLtMatmul", [=] { multiply(p, a, b, c, d); });
+    emu::launch_library("cublasLtMatmul", s,
+                        [=, a = matrix(a, p.a), b = matrix(b, p.b), c = matrix(c, p.c),
+                         d = matrix(d, p.d)] { multiply(p, a, b, c, d); });
     return CUBLAS_STATUS_SUCCESS;
 }
