@@ -1,328 +1,525 @@
 /* Causal attention over paged keys and values.
  *
- * A warp works on one row and up to HEADS query heads of one KV head; PARTS warps share out the
- * row's pages, page p going to warp p % PARTS, and put their parts together at the end. A warp
- * takes its pages in order of position with a running maximum (online softmax: Milakov and
- * Gimelshein 2018). So the order of every sum is fixed by the position alone: a row gives the same
- * bits in a prompt chunk and in a decode step, whoever its neighbours are.
+ * A warp works on one row, up to HEADS query heads of one KV head and every parts-th range of
+ * RANGE tokens. It takes a range's pages in order of position with a running maximum (online
+ * softmax: Milakov and Gimelshein 2018); ranges are put together in order of position. So the order
+ * of every sum is fixed by the position alone: a row gives the same bits in a prompt chunk and in a
+ * decode step, whoever its neighbours are.
  *
- * What is read: every key and value of a row's pages once for its HEADS heads, 16 bytes a lane. The
- * rows of a block are neighbours in the batch and walk their tables at the same pace, so a page
- * that they share - the prompt's, a common ancestor's, the own one of a prompt chunk - comes from
- * the L2 cache once a block and from then on out of the multiprocessor's own; and from device
- * memory once for all blocks, as all of a step's rows are at work at the same time. How many rows a
- * block has changes no bit.
+ * A block has the warps of `rows` adjacent rows and one KV head, all its query heads where they
+ * fit. What is read: the rows' page ids at the same place of their tables are compared, and each
+ * distinct page is brought to shared memory once for all of the block's rows that have it there -
+ * the prompt's, a common ancestor's, those of a prompt chunk. A page that m neighbours share comes
+ * from the L2 cache about m / rows times, from device memory once as long as L2 keeps it. From
+ * shared memory each of these rows reads it once for HEADS heads.
  *
- * A lane holds 16 bytes of a key, LANES lanes a whole one, so that a warp scores WARP / LANES
- * tokens at once. */
+ * Neither the rows of a block nor its parts change a bit: the launcher takes as many rows as leave
+ * no multiprocessor idle, and for what warps are then free a row has parts, so that a few rows with
+ * long contexts are not the work of a few warps. */
 #include "cuda.cuh"
 
+static constexpr int WARPS = 8;       /* of a block, at most */
+static constexpr int RANGE_PAGES = 8; /* of a range */
+static constexpr int RANGE = RANGE_PAGES * KV_PAGE;
+static constexpr int TABLE = WARPS * RANGE_PAGES; /* page ids of a round, at most */
+static constexpr int TILE = 4;                    /* tokens a lane scores at once */
+static constexpr int BATCH = 4;                   /* loads of a thread in flight */
 static constexpr int HEAD_DIM_MAX = 512;
-static constexpr int PARTS = 4; /* warps of a row */
-static constexpr int BATCH = 4; /* loads of a lane in flight */
 
-/* What one warp keeps in shared memory: scores and then shares of a page's tokens, and what its
- * sums are to be multiplied by, for each head; behind all warps, their sums to be put together. */
-template <int HEADS> struct page_scores {
-    float p[HEADS][KV_PAGE];
-    float shrink[HEADS];
+/* How a warp shares out a page. LANES lanes hold a token's key or value, VECS vectors each; each of
+ * the warp's GROUPS of lanes has every GROUPS-th token. A score, and later the share of its token,
+ * belongs to one of the SPREAD lanes of its head, OWN of each tile; where there are more lanes than
+ * scores, SAME adjacent ones have the same. */
+template <class Type, int LANES_, int VECS_, int HEADS_> struct shape {
+    typedef Type T;
+    static constexpr int LANES = LANES_, VECS = VECS_, HEADS = HEADS_;
+    static constexpr int N = vec<T>::N, DIMS = VECS * N; /* a lane's elements */
+    static constexpr int WIDTH = LANES * VECS;           /* vectors of a key in shared memory */
+    static constexpr int GROUPS = WARP / LANES, TILES = KV_PAGE / GROUPS / TILE;
+    static constexpr int PAD = HEADS == 3 ? 4 : HEADS, SPREAD = LANES / PAD;
+    static constexpr int OWN = SPREAD < TILE ? TILE / SPREAD : 1;
+    static constexpr int SAME = SPREAD < TILE ? 1 : SPREAD / TILE;
+    static constexpr int SLOTS = WIDTH <= 16 ? 8 : 128 / WIDTH; /* pages: 64 KiB at most */
 };
 
-static __device__ __forceinline__ float max16(float x)
-{
-#pragma unroll
-    for (int m = KV_PAGE / 2; m > 0; m /= 2)
-        x = fmaxf(x, __shfl_xor_sync(~0u, x, m));
-    return x;
-}
-
-static __device__ __forceinline__ float sum16(float x)
-{
-#pragma unroll
-    for (int m = KV_PAGE / 2; m > 0; m /= 2)
-        x += __shfl_xor_sync(~0u, x, m);
-    return x;
-}
-
-/* A warp's row and heads. LANES lanes hold VECS vectors of each key, one behind the other. */
-template <class T, int LANES, int VECS, int HEADS> struct walker {
-    enum {
-        N = vec<T>::N,
-        WIDTH = LANES * VECS * N,  /* elements of a head, with what fills it up */
-        TOKENS = WARP / LANES,     /* at once */
-        ROUNDS = KV_PAGE / TOKENS, /* of them for a page */
-        CHUNK = VECS > 1 ? 1
-                : ROUNDS<BATCH ? ROUNDS : BATCH, SOFTMAX = HEADS * KV_PAGE> WARP
-                    ? HEADS *KV_PAGE / WARP
-                    : 1, /* scores of a lane */
-    };
-    float q[HEADS][VECS * N], acc[HEADS][VECS * N];
-    float max[SOFTMAX], sum[SOFTMAX]; /* of head (SOFTMAX lane ...): see softmax() */
-    page_scores<HEADS> *scores;
-    int lane, row_elements;
-
-    __device__ __forceinline__ int dim(int vector) const /* of this lane's first element */
-    {
-        return (vector * LANES + lane % LANES) * N;
-    }
-
-    __device__ __forceinline__ void begin(const float *from, int heads, int head_dim, float scale)
-    {
-#pragma unroll
-        for (int h = 0; h < HEADS; h++)
-#pragma unroll
-            for (int e = 0; e < VECS * N; e++) {
-                const int d = dim(e / N) + e % N;
-                q[h][e] = h < heads && d < head_dim ? from[h * head_dim + d] * scale : 0.0f;
-                acc[h][e] = 0;
-            }
-#pragma unroll
-        for (int i = 0; i < SOFTMAX; i++) {
-            max[i] = -INFINITY;
-            sum[i] = 0;
-        }
-    }
-
-    /* This lane's part of a token's key or value; zeros behind the row's last token: what lies
-     * there is not of this sequence. */
-    __device__ __forceinline__ uint4 load(const T *rows, int token, int tokens, int vector) const
-    {
-        const int d = dim(vector);
-        if (token < tokens && d < row_elements)
-            return load_raw(rows + (size_t)token * (size_t)row_elements + d);
-        return make_uint4(0, 0, 0, 0);
-    }
-
-    /* Scores of the page's first `tokens` tokens, -inf behind them. */
-    __device__ __forceinline__ void score(const T *keys, int tokens)
-    {
-#pragma unroll 1
-        for (int first = 0; first < ROUNDS; first += CHUNK) {
-            uint4 k[CHUNK][VECS];
-#pragma unroll
-            for (int i = 0; i < CHUNK; i++)
-#pragma unroll
-                for (int j = 0; j < VECS; j++)
-                    k[i][j] = load(keys, (first + i) * TOKENS + lane / LANES, tokens, j);
-#pragma unroll
-            for (int i = 0; i < CHUNK; i++) {
-                const int token = (first + i) * TOKENS + lane / LANES;
-                float dot[HEADS] = {};
-#pragma unroll
-                for (int j = 0; j < VECS; j++) {
-                    const vec<T> x = widen(keys, k[i][j]);
-#pragma unroll
-                    for (int h = 0; h < HEADS; h++)
-#pragma unroll
-                        for (int e = 0; e < N; e++)
-                            dot[h] += q[h][j * N + e] * x.v[e];
-                }
-#pragma unroll
-                for (int h = 0; h < HEADS; h++) {
-#pragma unroll
-                    for (int m = LANES / 2; m > 0; m /= 2)
-                        dot[h] += __shfl_xor_sync(~0u, dot[h], m);
-                    if (lane % LANES == 0)
-                        scores->p[h][token] = token < tokens ? dot[h] : -INFINITY;
-                }
-            }
-        }
-        __syncwarp();
-    }
-
-    /* Scores to exponentials. Sixteen lanes share a head, each has a token of it; with one head the
-     * upper half of the warp does what the lower does. */
-    __device__ __forceinline__ void softmax()
-    {
-#pragma unroll
-        for (int i = 0; i < SOFTMAX; i++) {
-            const int at = (i * WARP + lane) % (HEADS * KV_PAGE);
-            const int h = at / KV_PAGE, t = at % KV_PAGE;
-            const float x = scores->p[h][t], top = fmaxf(max[i], max16(x));
-            const float shrink = expf(max[i] - top), p = expf(x - top);
-            max[i] = top;
-            sum[i] = sum[i] * shrink + sum16(p);
-            __syncwarp(); /* the halves of a warp may share a head */
-            scores->p[h][t] = p;
-            scores->shrink[h] = shrink;
-        }
-        __syncwarp();
-    }
-
-    /* acc = shrink acc + Σ p v over the page. */
-    __device__ __forceinline__ void add_values(const T *values, int tokens)
-    {
-#pragma unroll
-        for (int h = 0; h < HEADS; h++)
-#pragma unroll
-            for (int e = 0; e < VECS * N; e++)
-                acc[h][e] *= scores->shrink[h];
-#pragma unroll 1
-        for (int first = 0; first < ROUNDS; first += CHUNK) {
-            uint4 v[CHUNK][VECS];
-#pragma unroll
-            for (int i = 0; i < CHUNK; i++)
-#pragma unroll
-                for (int j = 0; j < VECS; j++)
-                    v[i][j] = load(values, (first + i) * TOKENS + lane / LANES, tokens, j);
-#pragma unroll
-            for (int i = 0; i < CHUNK; i++)
-#pragma unroll
-                for (int j = 0; j < VECS; j++) {
-                    const vec<T> x = widen(values, v[i][j]);
-#pragma unroll
-                    for (int h = 0; h < HEADS; h++) {
-                        const float p = scores->p[h][(first + i) * TOKENS + lane / LANES];
-#pragma unroll
-                        for (int e = 0; e < N; e++)
-                            acc[h][j * N + e] += p * x.v[e];
-                    }
-                }
-        }
-        __syncwarp(); /* before the next page's scores */
-    }
-
-    /* Of each head, `stride` floats apart: the maximum, the sum of shares relative to it, and the
-     * sums of shares times values. */
-    __device__ __forceinline__ void store(float *to, int stride)
-    {
-#pragma unroll
-        for (int i = 0; i < SOFTMAX; i++) {
-            const int at = (i * WARP + lane) % (HEADS * KV_PAGE);
-            to[at / KV_PAGE * stride] = max[i];
-            to[at / KV_PAGE * stride + 1] = sum[i];
-        }
-#pragma unroll
-        for (int h = 0; h < HEADS; h++)
-#pragma unroll
-            for (int e = 0; e < VECS * N; e++) {
-                float x = acc[h][e];
-#pragma unroll
-                for (int m = WARP / 2; m >= LANES; m /= 2)
-                    x += __shfl_xor_sync(~0u, x, m);
-                if (lane < LANES)
-                    to[h * stride + 2 + dim(e / N) + e % N] = x;
-            }
-    }
+/* A block's shared memory. */
+template <class S> struct block {
+    uint4 page[S::SLOTS][2 * KV_PAGE * S::WIDTH]; /* keys, values; zeros behind an element's end */
+    float share[WARPS][KV_PAGE * S::PAD];         /* of a page's tokens: e^(score - max) */
+    float acc[WARPS][S::HEADS][S::WIDTH * S::N];  /* of the ranges so far: Σ share v, */
+    float max[WARPS][S::PAD], sum[WARPS][S::PAD]; /* relative to max, and Σ share */
+    int32_t place[TABLE], distinct[TABLE], before[RANGE_PAGES + 1]; /* see list_pages() */
+    uint32_t fresh[TABLE / WARP];
 };
 
-/* out = (Σ_part e^(max - top) values) / (Σ_part e^(max - top) sum): a thread an element. The parts
- * of a head lie `apart` floats apart. */
-template <class T>
-static __device__ __forceinline__ void put_together(T *out, const float *parts, int apart, int d)
+/* What a launch is about. A block has rows × parts × subs warps; rows × parts is a power of two. */
+struct call {
+    struct attend_args a;
+    const unsigned char *layer;
+    size_t page_bytes, head_bytes;
+    int vectors; /* of a key in memory */
+    int n, rows, parts;
+    int subs, chunks; /* warps for a KV head's query heads: in a block, and blocks */
+};
+
+/* ---- a warp's range ---- */
+
+template <class S> struct range {
+    float q[S::HEADS][S::DIMS];   /* scaled */
+    float acc[S::HEADS][S::DIMS]; /* Σ share v of this lane's tokens, relative to max */
+    float max, sum;               /* of this lane's head; sum over its own tokens */
+};
+
+static __device__ __forceinline__ int lane_id()
 {
-    float top = parts[0], sum = 0, value = 0;
-#pragma unroll
-    for (int i = 1; i < PARTS; i++)
-        top = fmaxf(top, parts[i * apart]);
-#pragma unroll
-    for (int i = 0; i < PARTS; i++) {
-        const float scale = expf(parts[i * apart] - top);
-        sum += scale * parts[i * apart + 1];
-        value += scale * parts[i * apart + 2 + d];
-    }
-    *out = from_float<T>(value / sum);
+    return threadIdx.x % WARP;
 }
 
-/* A block for blockDim / (PARTS WARP) adjacent rows and HEADS query heads of a KV head, PARTS warps
- * a row. groups: blocks of heads of one KV head. */
-template <class T, int LANES, int VECS, int HEADS>
-static __global__ void __launch_bounds__(512)
-    attend_kernel(const unsigned char *layer, struct kv_store s, struct attend_args a, int groups,
-                  int n)
+/* The head whose scores this lane owns, and the first of its tokens in a tile. */
+template <class S> static __device__ __forceinline__ int own_head()
 {
-    typedef walker<T, LANES, VECS, HEADS> W;
-    SMEM_DYN(float, shared);
-    const int warp = threadIdx.x / WARP, rows = blockDim.x / (PARTS * WARP);
-    const int row = blockIdx.x * rows + warp / PARTS, part = warp % PARTS;
-    const int per_kv = a.heads / a.kv_heads, kv_head = blockIdx.y / groups;
-    const int head = kv_head * per_kv + blockIdx.y % groups * HEADS;
-    const int left = (kv_head + 1) * per_kv - head, heads = left < HEADS ? left : HEADS;
-    const int tokens = row < n ? a.pos[row] + 1 : 0;
-    const int stride = 2 + W::WIDTH;
-    float *partials = shared + rows * PARTS * (int)(sizeof(page_scores<HEADS>) / sizeof(float));
-    W w;
-    w.lane = threadIdx.x % WARP;
-    w.row_elements = s.row;
-    w.scores = reinterpret_cast<page_scores<HEADS> *>(shared) + warp;
-    if (tokens > 0) {
-        const size_t width = (size_t)(a.heads + 2 * a.kv_heads) * (size_t)a.head_dim;
-        const int32_t *pages = a.pages + a.page_start[a.seq[row]];
-        w.begin(a.qkv + (size_t)row * width + head * a.head_dim, heads, a.head_dim, a.scale);
-        for (int page = part; page * KV_PAGE < tokens; page += PARTS) {
-            const T *keys = reinterpret_cast<const T *>(layer + (size_t)pages[page] * s.page_bytes +
-                                                        (size_t)kv_head * s.head_bytes);
-            const int here = min(tokens - page * KV_PAGE, (int)KV_PAGE);
-            w.score(keys, here);
-            w.softmax();
-            w.add_values(keys + KV_PAGE * s.row, here);
-        }
-        w.store(partials + warp * HEADS * stride, stride);
-    }
-    __syncthreads();
-    if (tokens == 0)
+    return lane_id() % S::LANES / S::SPREAD;
+}
+
+template <class S> static __device__ __forceinline__ int own_token()
+{
+    return lane_id() % S::SPREAD * S::OWN / S::SAME;
+}
+
+/* Of the page: the j-th token of a tile of this lane's. */
+template <class S> static __device__ __forceinline__ int token_of(int tile, int j)
+{
+    return (tile * TILE + j) * S::GROUPS + lane_id() / S::LANES;
+}
+
+/* Element e of this lane's DIMS, as an element of the head. */
+template <class S> static __device__ __forceinline__ int dim_of(int e)
+{
+    return (e / S::N * S::LANES + lane_id() % S::LANES) * S::N + e % S::N;
+}
+
+template <class S>
+static __device__ __forceinline__ vec<typename S::T> load_part(const uint4 *line, int i)
+{
+    const typename S::T *type = nullptr;
+    return widen(type, line[i * S::LANES + lane_id() % S::LANES]);
+}
+
+/* Every lane of a group of 2 M has N numbers; afterwards lane c has their sums over the group: the
+ * one with index c N / 2M where 2M >= N, else N / 2M of them from there on. */
+template <int N, int M> static __device__ __forceinline__ void scatter_sums(float *x)
+{
+    if constexpr (M == 0) {
         return;
-    const float *mine = partials + warp / PARTS * PARTS * HEADS * stride;
-    T *out = (T *)a.out + (size_t)row * (size_t)(a.heads * a.head_dim) + head * a.head_dim;
-    for (int i = threadIdx.x % (PARTS * WARP); i < heads * a.head_dim; i += PARTS * WARP)
-        put_together(out + i, mine + i / a.head_dim * stride, HEADS * stride, i % a.head_dim);
+    } else if constexpr (N == 1) {
+        x[0] += __shfl_xor_sync(~0u, x[0], M);
+        scatter_sums<1, M / 2>(x);
+    } else {
+        const bool upper = lane_id() & M;
+#pragma unroll
+        for (int i = 0; i < N / 2; i++) {
+            const float give = upper ? x[i] : x[i + N / 2], keep = upper ? x[i + N / 2] : x[i];
+            x[i] = keep + __shfl_xor_sync(~0u, give, M);
+        }
+        scatter_sums<N / 2, M / 2>(x);
+    }
 }
 
-/* A step's work, however it is cut into blocks: rows a block as long as all multiprocessors have
- * some. */
-static int block_rows(const struct cuda *c, int n, int groups)
+/* x[tile][i]: the scores this lane owns; -inf for tokens that are not the row's: what lies there
+ * is not of this sequence, and may be NaN. */
+template <class S>
+static __device__ __forceinline__ void score(float (&x)[S::TILES][S::OWN], const range<S> &r,
+                                             const uint4 *keys, int tokens)
 {
-    int rows = 4;
-    while (rows > 1 && (n + rows - 1) / rows * groups < 2 * c->n_sm)
+#pragma unroll
+    for (int tile = 0; tile < S::TILES; tile++) {
+        float s[S::PAD * TILE] = {};
+#pragma unroll
+        for (int j = 0; j < TILE; j++)
+#pragma unroll
+            for (int i = 0; i < S::VECS; i++) {
+                const auto k = load_part<S>(keys + token_of<S>(tile, j) * S::WIDTH, i);
+#pragma unroll
+                for (int h = 0; h < S::HEADS; h++)
+#pragma unroll
+                    for (int e = 0; e < S::N; e++)
+                        s[h * TILE + j] += r.q[h][i * S::N + e] * k.v[e];
+            }
+        scatter_sums<S::PAD * TILE, S::LANES / 2>(s);
+#pragma unroll
+        for (int i = 0; i < S::OWN; i++)
+            x[tile][i] = token_of<S>(tile, own_token<S>() + i) < tokens ? s[i] : -INFINITY;
+    }
+}
+
+/* Scores to shares in shared memory. Returns what the sums of before are to be multiplied by. */
+template <class S>
+static __device__ __forceinline__ float
+exponentiate(range<S> &r, const float (&x)[S::TILES][S::OWN], float *share)
+{
+    float top = r.max;
+#pragma unroll
+    for (int i = 0; i < S::TILES * S::OWN; i++)
+        top = fmaxf(top, x[i / S::OWN][i % S::OWN]);
+#pragma unroll
+    for (int m = 1; m < WARP; m *= 2)
+        if (m < S::SPREAD || m >= S::LANES)
+            top = fmaxf(top, __shfl_xor_sync(~0u, top, m));
+    const float shrink = expf(r.max - top);
+    r.max = top;
+    r.sum *= shrink;
+#pragma unroll
+    for (int i = 0; i < S::TILES * S::OWN; i++) {
+        const int token = token_of<S>(i / S::OWN, own_token<S>() + i % S::OWN);
+        const float p = expf(x[i / S::OWN][i % S::OWN] - top);
+        r.sum += p;
+        if (lane_id() % S::SAME == 0)
+            share[token * S::PAD + own_head<S>()] = p;
+    }
+    return shrink;
+}
+
+/* acc = shrink acc + Σ share v over the page. Tokens that are not the row's have share 0 and read
+ * the first one's value, as 0 times what lies there might not be 0. */
+template <class S>
+static __device__ __forceinline__ void add_values(range<S> &r, float shrink, const float *share,
+                                                  const uint4 *values, int tokens)
+{
+    if (__ballot_sync(~0u, shrink != 1.0f)) /* seldom, once the maximum is found */
+#pragma unroll
+        for (int h = 0; h < S::HEADS; h++) {
+            const float factor = __shfl_sync(~0u, shrink, h * S::SPREAD);
+#pragma unroll
+            for (int e = 0; e < S::DIMS; e++)
+                r.acc[h][e] *= factor;
+        }
+#pragma unroll
+    for (int j = 0; j < S::TILES * TILE; j++) {
+        const int t = token_of<S>(0, j);
+        const uint4 *line = values + (t < tokens ? t : 0) * S::WIDTH;
+        struct alignas(4 * S::PAD) {
+            float head[S::PAD];
+        } p;
+        p = *reinterpret_cast<const decltype(p) *>(share + t * S::PAD);
+#pragma unroll
+        for (int i = 0; i < S::VECS; i++) {
+            const auto v = load_part<S>(line, i);
+#pragma unroll
+            for (int h = 0; h < S::HEADS; h++)
+#pragma unroll
+                for (int e = 0; e < S::N; e++)
+                    r.acc[h][i * S::N + e] += p.head[h] * v.v[e];
+        }
+    }
+}
+
+template <class S>
+static __device__ __forceinline__ void add_page(range<S> &r, float *share, const uint4 *page,
+                                                int tokens)
+{
+    float x[S::TILES][S::OWN];
+    score<S>(x, r, page, tokens);
+    const float shrink = exponentiate<S>(r, x, share);
+    __syncwarp();
+    add_values<S>(r, shrink, share, page + KV_PAGE * S::WIDTH, tokens);
+    __syncwarp(); /* before the next page's shares */
+}
+
+template <class S> static __device__ __forceinline__ void range_begin(range<S> &r)
+{
+    r.max = -INFINITY;
+    r.sum = 0;
+#pragma unroll
+    for (int i = 0; i < S::HEADS * S::DIMS; i++)
+        r.acc[i / S::DIMS][i % S::DIMS] = 0;
+}
+
+/* Add a range to those before it, in shared memory at `to`: the row's and sub's. */
+template <class S>
+static __device__ __forceinline__ void range_end(range<S> &r, block<S> *b, int to)
+{
+    const int lane = lane_id(), h_own = own_head<S>();
+    float sum = r.sum;
+#pragma unroll
+    for (int m = S::SAME; m < WARP; m *= 2)
+        if (m < S::SPREAD || m >= S::LANES)
+            sum += __shfl_xor_sync(~0u, sum, m);
+    const float top = fmaxf(b->max[to][h_own], r.max);
+    const float old_factor = expf(b->max[to][h_own] - top), factor = expf(r.max - top);
+    sum = b->sum[to][h_own] * old_factor + sum * factor;
+    __syncwarp();
+    if (lane < S::LANES && lane % S::SPREAD == 0) {
+        b->max[to][h_own] = top;
+        b->sum[to][h_own] = sum;
+    }
+#pragma unroll
+    for (int h = 0; h < S::HEADS; h++) {
+        const float f_old = __shfl_sync(~0u, old_factor, h * S::SPREAD);
+        const float f = __shfl_sync(~0u, factor, h * S::SPREAD);
+#pragma unroll
+        for (int e = 0; e < S::DIMS; e++) {
+            float x = r.acc[h][e], *acc = &b->acc[to][h][dim_of<S>(e)];
+#pragma unroll
+            for (int m = S::LANES; m < WARP; m *= 2)
+                x += __shfl_xor_sync(~0u, x, m);
+            if (lane < S::LANES)
+                *acc = *acc * f_old + x * f;
+        }
+    }
+    __syncwarp();
+}
+
+/* ---- a block's pages ---- */
+
+/* Entry j of a round's table is the page id of (row, part) j % units at index j / units of its
+ * range. The id, or -1 where a row has nothing there. */
+struct entry {
+    const int32_t *pages;
+    int tokens, first; /* of the row; the entry's in the first round */
+};
+
+static __device__ __forceinline__ struct entry entry_begin(const struct call &c)
+{
+    const int units = c.rows * c.parts, j = threadIdx.x, unit = j % units;
+    const int row = blockIdx.x * c.rows + unit / c.parts;
+    if (j >= units * RANGE_PAGES || row >= c.n)
+        return {nullptr, 0, 0};
+    return {c.a.pages + c.a.page_start[c.a.seq[row]], c.a.pos[row] + 1,
+            unit % c.parts * RANGE + j / units * KV_PAGE};
+}
+
+static __device__ __forceinline__ int32_t entry_id(const struct entry &e, int round_first)
+{
+    const int at = round_first + e.first;
+    return at < e.tokens ? e.pages[at / KV_PAGE] : -1;
+}
+
+/* From the entries' ids: `distinct`, the round's distinct pages in order of index; `place`, where
+ * in it each entry's page is (at first, the ids); `before`, how many belong to smaller indices. All
+ * threads call. */
+template <class S> static __device__ void list_pages(block<S> *b, int units, int32_t id)
+{
+    const int j = threadIdx.x, n = units * RANGE_PAGES, row = j / units * units;
+    int first = j;
+    if (j < n)
+        b->place[j] = id;
+    __syncthreads();
+    if (j < n)
+        for (int k = j - 1; k >= row; k--)
+            first = b->place[k] == id ? k : first;
+    const uint32_t fresh = __ballot_sync(~0u, j < n && id >= 0 && first == j);
+    if (j < TABLE && j % WARP == 0)
+        b->fresh[j / WARP] = fresh;
+    __syncthreads();
+    const auto rank = [b](int k) { /* fresh entries before entry k */
+                                   int r = 0;
+                                   for (int i = 0; i <= k / WARP && i < TABLE / WARP; i++)
+                                       r += __popc(i < k / WARP
+                                                       ? b->fresh[i]
+                                                       : b->fresh[i] & ((1u << k % WARP) - 1));
+                                   return r;
+    };
+    if (j < n)
+        b->place[j] = rank(first);
+    if (j < n && first == j && id >= 0)
+        b->distinct[rank(j)] = id;
+    if (j <= RANGE_PAGES)
+        b->before[j] = rank(j * units);
+    __syncthreads();
+}
+
+/* Bring distinct pages first, first + 1 ... to the slots. */
+template <class S>
+static __device__ __forceinline__ void load_pages(block<S> *b, const struct call &c, int kv_head,
+                                                  int first, int count)
+{
+    constexpr int UNITS = 2 * KV_PAGE * S::WIDTH; /* 16-byte units of a page */
+    const int total = count * UNITS;
+    const int threads = blockDim.x;
+    for (int base = threadIdx.x; base < total; base += BATCH * threads) {
+        uint4 x[BATCH];
+#pragma unroll
+        for (int i = 0; i < BATCH; i++) {
+            const int at = base + i * threads, line = at % UNITS / S::WIDTH;
+            x[i] = make_uint4(0, 0, 0, 0);
+            if (at < total && at % S::WIDTH < c.vectors)
+                x[i] = *(reinterpret_cast<const uint4 *>(
+                             c.layer + (size_t)b->distinct[first + at / UNITS] * c.page_bytes +
+                             (size_t)kv_head * c.head_bytes) +
+                         line * c.vectors + at % S::WIDTH);
+        }
+#pragma unroll
+        for (int i = 0; i < BATCH; i++)
+            if (base + i * threads < total)
+                b->page[0][base + i * threads] = x[i];
+    }
+}
+
+/* ---- the kernel ---- */
+
+template <class S>
+static __device__ __forceinline__ void load_q(range<S> &r, const struct call &c, int row, int head,
+                                              int heads)
+{
+    const int hd = c.a.head_dim;
+    const float *q =
+        c.a.qkv + (size_t)row * (c.a.heads + 2 * c.a.kv_heads) * (size_t)hd + head * hd;
+#pragma unroll
+    for (int h = 0; h < S::HEADS; h++)
+#pragma unroll
+        for (int e = 0; e < S::DIMS; e++) {
+            const int d = dim_of<S>(e);
+            r.q[h][e] = h < heads && d < hd ? q[h * hd + d] * c.a.scale : 0.0f;
+        }
+}
+
+template <class S>
+static __device__ __forceinline__ void store_out(const block<S> *b, const struct call &c, int row,
+                                                 int head, int heads, int from)
+{
+    const int hd = c.a.head_dim;
+    typename S::T *out = (typename S::T *)c.a.out + (size_t)row * (c.a.heads * hd) + head * hd;
+    for (int i = lane_id(); i < heads * hd; i += WARP)
+        out[i] = from_float<typename S::T>(b->acc[from][i / hd][i % hd] / b->sum[from][i / hd]);
+}
+
+/* A block for c.rows adjacent rows and a KV head, or one of the c.chunks of its query heads; a warp
+ * for a row, a part of its ranges and HEADS query heads. */
+template <class S>
+static __global__ void __launch_bounds__(WARPS *WARP, S::VECS > 1 ? 1 : 2)
+    attend_kernel(struct call c)
+{
+    SMEM_DYN(block<S>, b);
+    const int warp = threadIdx.x / WARP, units = c.rows * c.parts, unit = warp % units;
+    const int row = blockIdx.x * c.rows + unit / c.parts, part = unit % c.parts;
+    const int per_kv = c.a.heads / c.a.kv_heads, kv_head = blockIdx.y / c.chunks;
+    const int in_kv = (blockIdx.y % c.chunks * c.subs + warp / units) * S::HEADS;
+    const int heads = max(0, min(S::HEADS, per_kv - in_kv)), head = kv_head * per_kv + in_kv;
+    const int tokens = row < c.n && heads ? c.a.pos[row] + 1 : 0;
+    const int total = warp - part; /* where this row's and these heads' ranges are put together */
+    const struct entry entry = entry_begin(c);
+    int most = 0;
+    for (int i = blockIdx.x * c.rows, end = min(i + c.rows, c.n); i < end; i++)
+        most = max(most, c.a.pos[i] + 1);
+
+    range<S> r;
+    load_q<S>(r, c, row, head, tokens ? heads : 0);
+    for (int i = threadIdx.x; i < WARPS * S::HEADS * S::WIDTH * S::N; i += blockDim.x)
+        b->acc[0][0][i] = 0;
+    for (int i = threadIdx.x; i < WARPS * S::PAD; i += blockDim.x) {
+        b->max[0][i] = -INFINITY;
+        b->sum[0][i] = 0;
+    }
+    int32_t id = entry_id(entry, 0);
+    for (int first = 0; first < most; first += c.parts * RANGE) {
+        list_pages<S>(b, units, id);
+        id = entry_id(entry, first + c.parts * RANGE); /* of the next round */
+        range_begin<S>(r);
+        for (int i = 0, end; i < RANGE_PAGES; i = end) {
+            const int loaded = b->before[i];
+            for (end = i + 1; end < RANGE_PAGES && b->before[end + 1] - loaded <= S::SLOTS;)
+                end++;
+            load_pages<S>(b, c, kv_head, loaded, b->before[end] - loaded);
+            __syncthreads();
+            for (int j = i; j < end; j++) {
+                const int left = tokens - (first + part * RANGE + j * KV_PAGE);
+                if (left > 0)
+                    add_page<S>(r, b->share[warp], b->page[b->place[j * units + unit] - loaded],
+                                left);
+            }
+            __syncthreads();
+        }
+        for (int z = 0; z < c.parts && first + z * RANGE < most; z++) {
+            if (z == part && first + z * RANGE < tokens)
+                range_end<S>(r, b, total);
+            if (c.parts > 1)
+                __syncthreads();
+        }
+    }
+    if (tokens && part == 0)
+        store_out<S>(b, c, row, head, heads, total);
+}
+
+/* ---- launch ---- */
+
+/* As many rows a block as leave no multiprocessor without one. */
+static int block_rows(const struct cuda *c, int n, int units, int blocks_a_row)
+{
+    int rows = units;
+    while (rows > 1 && (rows > n || (n + rows - 1) / rows * blocks_a_row < c->n_sm))
         rows /= 2;
     return rows;
 }
 
-template <class T, int LANES, int VECS, int HEADS>
+/* The largest power of two that is not above x. */
+static int power_below(int x)
+{
+    int p = 1;
+    while (2 * p <= x)
+        p *= 2;
+    return p;
+}
+
+template <class S>
 static int launch(struct backend *b, const struct kv_store *s, int layer,
                   const struct attend_args *a, int n)
 {
-    typedef walker<T, LANES, VECS, HEADS> W;
-    const int per_kv = a->heads / a->kv_heads, groups = (per_kv + HEADS - 1) / HEADS;
-    const int rows = VECS > 1 ? 1 : block_rows(cuda(b), n, groups * a->kv_heads);
-    const size_t warp_bytes =
-        sizeof(page_scores<HEADS>) + sizeof(float) * HEADS * (size_t)(2 + W::WIDTH);
-    const size_t smem = (size_t)(rows * PARTS) * warp_bytes;
-    const dim3 grid((n + rows - 1) / rows, groups * a->kv_heads);
-    const int threads = rows * PARTS * WARP;
-    auto kernel = attend_kernel<T, LANES, VECS, HEADS>;
-    if (smem > 48 << 10 &&
-        cuda_check(
-            b, "attend",
-            cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)smem)))
+    static_assert(sizeof(block<S>) <= 99 << 10, "what every device since 9.0 can give a block");
+    const int per_kv = a->heads / a->kv_heads, warps = (per_kv + S::HEADS - 1) / S::HEADS;
+    const int subs = warps < WARPS ? warps : WARPS, chunks = (warps + subs - 1) / subs;
+    const int units = power_below(WARPS / subs < S::SLOTS ? WARPS / subs : S::SLOTS);
+    const int rows = block_rows(cuda(b), n, units, a->kv_heads * chunks);
+    const struct call c = {*a,
+                           s->data + (size_t)layer * s->layer_bytes,
+                           s->page_bytes,
+                           s->head_bytes,
+                           s->row / S::N,
+                           n,
+                           rows,
+                           units / rows,
+                           subs,
+                           chunks};
+    const dim3 grid((n + rows - 1) / rows, a->kv_heads * chunks);
+    auto kernel = attend_kernel<S>;
+    if (cuda_check(b, "attend",
+                   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                        (int)sizeof(block<S>))))
         return -1;
-    LAUNCH(kernel, grid, threads, smem, cuda(b)->stream)
-    (s->data + (size_t)layer * s->layer_bytes, *s, *a, groups, n);
+    LAUNCH(kernel, grid, units * subs * WARP, sizeof(block<S>), cuda(b)->stream)(c);
     return cuda_done(b, OP_ATTEND);
 }
 
-/* Four heads at once if there are two or more to a KV head. */
-template <class T, int LANES>
+/* A KV head's query heads, shared out evenly to as few warps as there can be. */
+template <class T, int LANES, int VECS>
 static int launch_heads(struct backend *b, const struct kv_store *s, int layer,
                         const struct attend_args *a, int n)
 {
-    return a->heads == a->kv_heads ? launch<T, LANES, 1, 1>(b, s, layer, a, n)
-                                   : launch<T, LANES, 1, 4>(b, s, layer, a, n);
+    constexpr int MOST = VECS * vec<T>::N > 8 ? 2 : 4; /* what registers hold */
+    const int per_kv = a->heads / a->kv_heads, warps = (per_kv + MOST - 1) / MOST;
+    const int heads = (per_kv + warps - 1) / warps;
+    if (heads == 1)
+        return launch<shape<T, LANES, VECS, 1>>(b, s, layer, a, n);
+    if (heads == 2)
+        return launch<shape<T, LANES, VECS, 2>>(b, s, layer, a, n);
+    if constexpr (MOST == 4)
+        return heads == 3 ? launch<shape<T, LANES, VECS, 3>>(b, s, layer, a, n)
+                          : launch<shape<T, LANES, VECS, 4>>(b, s, layer, a, n);
+    return -1;
 }
 
 template <class T>
 static int attend(struct backend *b, const struct kv_store *s, int layer,
                   const struct attend_args *a, int n)
 {
-    const int lanes = s->row / vec<T>::N;
-    if (lanes <= 8)
-        return launch_heads<T, 8>(b, s, layer, a, n);
-    if (lanes <= 16)
-        return launch_heads<T, 16>(b, s, layer, a, n);
-    if (lanes <= 32)
-        return launch_heads<T, 32>(b, s, layer, a, n);
+    const int vectors = s->row / vec<T>::N;
+    if (vectors <= 8)
+        return launch_heads<T, 8, 1>(b, s, layer, a, n);
+    if (vectors <= 16)
+        return launch_heads<T, 16, 1>(b, s, layer, a, n);
+    if (vectors <= 32)
+        return launch_heads<T, 32, 1>(b, s, layer, a, n);
     if (s->head_dim <= HEAD_DIM_MAX)
-        return launch<T, 32, HEAD_DIM_MAX / 32 / vec<T>::N, 1>(b, s, layer, a, n);
+        return launch_heads<T, 32, HEAD_DIM_MAX / 32 / vec<T>::N>(b, s, layer, a, n);
     return cuda_fail(b, "attend", "the model's heads are wider than 512 elements");
 }
 
