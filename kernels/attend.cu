@@ -193,7 +193,7 @@ static __device__ __forceinline__ void add_values(range<S> &r, float shrink, con
             for (int e = 0; e < S::DIMS; e++)
                 r.acc[h][e] *= factor;
         }
-#pragma unroll
+#pragma unroll(TILE)
     for (int j = 0; j < S::TILES * TILE; j++) {
         const int t = token_of<S>(0, j);
         const uint4 *line = values + (t < tokens ? t : 0) * S::WIDTH;
@@ -271,27 +271,39 @@ static __device__ __forceinline__ void range_end(range<S> &r, block<S> *b, int t
 
 /* ---- a block's pages ---- */
 
-/* Entry j of a round's table is the page id of (row, part) j % units at index j / units of its
- * range. The id, or -1 where a row has nothing there. */
+/* Entry j of a round's table is the page of (row, part) j % units at index j / units of its range.
+ */
 struct entry {
-    const int32_t *pages;
-    int tokens, first; /* of the row; the entry's in the first round */
+    const int32_t *pages; /* the row's, from the entry's on */
+    int tokens;           /* of the row, from the entry's first one on */
 };
 
 static __device__ __forceinline__ struct entry entry_begin(const struct call &c)
 {
     const int units = c.rows * c.parts, j = threadIdx.x, unit = j % units;
     const int row = blockIdx.x * c.rows + unit / c.parts;
+    const int page = unit % c.parts * RANGE_PAGES + j / units;
     if (j >= units * RANGE_PAGES || row >= c.n)
-        return {nullptr, 0, 0};
-    return {c.a.pages + c.a.page_start[c.a.seq[row]], c.a.pos[row] + 1,
-            unit % c.parts * RANGE + j / units * KV_PAGE};
+        return {nullptr, 0};
+    return {c.a.pages + c.a.page_start[c.a.seq[row]] + page, c.a.pos[row] + 1 - page * KV_PAGE};
 }
 
-static __device__ __forceinline__ int32_t entry_id(const struct entry &e, int round_first)
+/* The page's id, -1 where the row has none; goes on to the next round. */
+static __device__ __forceinline__ int32_t entry_id(struct entry &e, int parts)
 {
-    const int at = round_first + e.first;
-    return at < e.tokens ? e.pages[at / KV_PAGE] : -1;
+    const int32_t id = e.tokens > 0 ? *e.pages : -1;
+    e.pages += parts * RANGE_PAGES;
+    e.tokens -= parts * RANGE;
+    return id;
+}
+
+/* How many entries before entry k, or with k = TABLE of all, are the first of their page. */
+template <class S> static __device__ __forceinline__ int rank_of(const block<S> *b, int k)
+{
+    int rank = __popc(b->fresh[k / WARP % (TABLE / WARP)] & ((1u << k % WARP) - 1));
+    for (int i = 0; i < k / WARP; i++)
+        rank += __popc(b->fresh[i]);
+    return rank;
 }
 
 /* From the entries' ids: `distinct`, the round's distinct pages in order of index; `place`, where
@@ -311,31 +323,22 @@ template <class S> static __device__ void list_pages(block<S> *b, int units, int
     if (j < TABLE && j % WARP == 0)
         b->fresh[j / WARP] = fresh;
     __syncthreads();
-    const auto rank = [b](int k) { /* fresh entries before entry k */
-                                   int r = 0;
-                                   for (int i = 0; i <= k / WARP && i < TABLE / WARP; i++)
-                                       r += __popc(i < k / WARP
-                                                       ? b->fresh[i]
-                                                       : b->fresh[i] & ((1u << k % WARP) - 1));
-                                   return r;
-    };
     if (j < n)
-        b->place[j] = rank(first);
+        b->place[j] = rank_of<S>(b, first);
     if (j < n && first == j && id >= 0)
-        b->distinct[rank(j)] = id;
+        b->distinct[rank_of<S>(b, j)] = id;
     if (j <= RANGE_PAGES)
-        b->before[j] = rank(j * units);
+        b->before[j] = rank_of<S>(b, j * units);
     __syncthreads();
 }
 
 /* Bring distinct pages first, first + 1 ... to the slots. */
 template <class S>
-static __device__ __forceinline__ void load_pages(block<S> *b, const struct call &c, int kv_head,
-                                                  int first, int count)
+static __device__ __forceinline__ void load_pages(block<S> *b, const struct call &c, int first,
+                                                  int count)
 {
     constexpr int UNITS = 2 * KV_PAGE * S::WIDTH; /* 16-byte units of a page */
-    const int total = count * UNITS;
-    const int threads = blockDim.x;
+    const int total = count * UNITS, threads = blockDim.x;
     for (int base = threadIdx.x; base < total; base += BATCH * threads) {
         uint4 x[BATCH];
 #pragma unroll
@@ -345,7 +348,7 @@ static __device__ __forceinline__ void load_pages(block<S> *b, const struct call
             if (at < total && at % S::WIDTH < c.vectors)
                 x[i] = *(reinterpret_cast<const uint4 *>(
                              c.layer + (size_t)b->distinct[first + at / UNITS] * c.page_bytes +
-                             (size_t)kv_head * c.head_bytes) +
+                             (size_t)(blockIdx.y / c.chunks) * c.head_bytes) +
                          line * c.vectors + at % S::WIDTH);
         }
 #pragma unroll
@@ -357,30 +360,87 @@ static __device__ __forceinline__ void load_pages(block<S> *b, const struct call
 
 /* ---- the kernel ---- */
 
-template <class S>
-static __device__ __forceinline__ void load_q(range<S> &r, const struct call &c, int row, int head,
-                                              int heads)
+/* What a warp is to do. */
+struct work {
+    int row, head, heads; /* heads 0: nothing */
+    int unit, part;       /* (row, part) in the block; part of the row's ranges */
+    int tokens;           /* of the row */
+};
+
+template <class S> static __device__ __forceinline__ struct work work_begin(const struct call &c)
 {
-    const int hd = c.a.head_dim;
-    const float *q =
-        c.a.qkv + (size_t)row * (c.a.heads + 2 * c.a.kv_heads) * (size_t)hd + head * hd;
+    const int warp = threadIdx.x / WARP, units = c.rows * c.parts, unit = warp % units;
+    const int per_kv = c.a.heads / c.a.kv_heads, kv_head = blockIdx.y / c.chunks;
+    const int first = (blockIdx.y % c.chunks * c.subs + warp / units) * S::HEADS;
+    const int row = blockIdx.x * c.rows + unit / c.parts;
+    const int heads = row < c.n ? max(0, min(S::HEADS, per_kv - first)) : 0;
+    return {row,  kv_head * per_kv + first, heads,
+            unit, unit % c.parts,           heads ? c.a.pos[row] + 1 : 0};
+}
+
+/* Tokens of the block's longest row. */
+static __device__ __forceinline__ int most_tokens(const struct call &c)
+{
+    int most = 0;
+    for (int i = blockIdx.x * c.rows, end = min(i + c.rows, c.n); i < end; i++)
+        most = max(most, c.a.pos[i] + 1);
+    return most;
+}
+
+template <class S>
+static __device__ __forceinline__ void load_q(range<S> &r, const struct call &c,
+                                              const struct work &w)
+{
+    const int hd = c.a.head_dim, width = (c.a.heads + 2 * c.a.kv_heads) * hd;
+    const float *q = c.a.qkv + (size_t)w.row * (size_t)width + w.head * hd;
 #pragma unroll
     for (int h = 0; h < S::HEADS; h++)
 #pragma unroll
         for (int e = 0; e < S::DIMS; e++) {
             const int d = dim_of<S>(e);
-            r.q[h][e] = h < heads && d < hd ? q[h * hd + d] * c.a.scale : 0.0f;
+            r.q[h][e] = h < w.heads && d < hd ? q[h * hd + d] * c.a.scale : 0.0f;
         }
 }
 
-template <class S>
-static __device__ __forceinline__ void store_out(const block<S> *b, const struct call &c, int row,
-                                                 int head, int heads, int from)
+template <class S> static __device__ __forceinline__ void clear_sums(block<S> *b)
 {
+    for (int i = threadIdx.x; i < WARPS * S::HEADS * S::WIDTH * S::N; i += blockDim.x)
+        b->acc[0][0][i] = 0;
+    for (int i = threadIdx.x; i < WARPS * S::PAD; i += blockDim.x) {
+        b->max[0][i] = -INFINITY;
+        b->sum[0][i] = 0;
+    }
+}
+
+/* The listed pages, as many indices at a time as have room; `tokens` of the warp's row from its
+ * range's first one on. */
+template <class S>
+static __device__ __forceinline__ void add_range(range<S> &r, block<S> *b, const struct call &c,
+                                                 int unit, int tokens)
+{
+    float *share = b->share[threadIdx.x / WARP];
+    for (int i = 0, end; i < RANGE_PAGES; i = end) {
+        const int loaded = b->before[i];
+        for (end = i + 1; end < RANGE_PAGES && b->before[end + 1] - loaded <= S::SLOTS;)
+            end++;
+        load_pages<S>(b, c, loaded, b->before[end] - loaded);
+        __syncthreads();
+        for (int j = i; j < end && j * KV_PAGE < tokens; j++)
+            add_page<S>(r, share, b->page[b->place[j * c.rows * c.parts + unit] - loaded],
+                        tokens - j * KV_PAGE);
+        __syncthreads();
+    }
+}
+
+template <class S>
+static __device__ __forceinline__ void store_out(const block<S> *b, const struct call &c,
+                                                 const struct work &w, int from)
+{
+    typedef typename S::T T;
     const int hd = c.a.head_dim;
-    typename S::T *out = (typename S::T *)c.a.out + (size_t)row * (c.a.heads * hd) + head * hd;
-    for (int i = lane_id(); i < heads * hd; i += WARP)
-        out[i] = from_float<typename S::T>(b->acc[from][i / hd][i % hd] / b->sum[from][i / hd]);
+    T *out = (T *)c.a.out + (size_t)w.row * (size_t)(c.a.heads * hd) + w.head * hd;
+    for (int i = lane_id(); i < w.heads * hd; i += WARP)
+        out[i] = from_float<T>(b->acc[from][i / hd][i % hd] / b->sum[from][i / hd]);
 }
 
 /* A block for c.rows adjacent rows and a KV head, or one of the c.chunks of its query heads; a warp
@@ -390,54 +450,29 @@ static __global__ void __launch_bounds__(WARPS *WARP, S::VECS > 1 ? 1 : 2)
     attend_kernel(struct call c)
 {
     SMEM_DYN(block<S>, b);
-    const int warp = threadIdx.x / WARP, units = c.rows * c.parts, unit = warp % units;
-    const int row = blockIdx.x * c.rows + unit / c.parts, part = unit % c.parts;
-    const int per_kv = c.a.heads / c.a.kv_heads, kv_head = blockIdx.y / c.chunks;
-    const int in_kv = (blockIdx.y % c.chunks * c.subs + warp / units) * S::HEADS;
-    const int heads = max(0, min(S::HEADS, per_kv - in_kv)), head = kv_head * per_kv + in_kv;
-    const int tokens = row < c.n && heads ? c.a.pos[row] + 1 : 0;
-    const int total = warp - part; /* where this row's and these heads' ranges are put together */
-    const struct entry entry = entry_begin(c);
-    int most = 0;
-    for (int i = blockIdx.x * c.rows, end = min(i + c.rows, c.n); i < end; i++)
-        most = max(most, c.a.pos[i] + 1);
-
+    const struct work w = work_begin<S>(c);
+    const int total = threadIdx.x / WARP - w.part; /* where the row's ranges are put together */
+    const int round = c.parts * RANGE;
+    struct entry entry = entry_begin(c);
+    int32_t id = entry_id(entry, c.parts);
+    int tokens = w.tokens - w.part * RANGE;
     range<S> r;
-    load_q<S>(r, c, row, head, tokens ? heads : 0);
-    for (int i = threadIdx.x; i < WARPS * S::HEADS * S::WIDTH * S::N; i += blockDim.x)
-        b->acc[0][0][i] = 0;
-    for (int i = threadIdx.x; i < WARPS * S::PAD; i += blockDim.x) {
-        b->max[0][i] = -INFINITY;
-        b->sum[0][i] = 0;
-    }
-    int32_t id = entry_id(entry, 0);
-    for (int first = 0; first < most; first += c.parts * RANGE) {
-        list_pages<S>(b, units, id);
-        id = entry_id(entry, first + c.parts * RANGE); /* of the next round */
+    load_q<S>(r, c, w);
+    clear_sums<S>(b);
+    for (int most = most_tokens(c); most > 0; most -= round, tokens -= round) {
+        list_pages<S>(b, c.rows * c.parts, id);
+        id = entry_id(entry, c.parts); /* for the next round */
         range_begin<S>(r);
-        for (int i = 0, end; i < RANGE_PAGES; i = end) {
-            const int loaded = b->before[i];
-            for (end = i + 1; end < RANGE_PAGES && b->before[end + 1] - loaded <= S::SLOTS;)
-                end++;
-            load_pages<S>(b, c, kv_head, loaded, b->before[end] - loaded);
-            __syncthreads();
-            for (int j = i; j < end; j++) {
-                const int left = tokens - (first + part * RANGE + j * KV_PAGE);
-                if (left > 0)
-                    add_page<S>(r, b->share[warp], b->page[b->place[j * units + unit] - loaded],
-                                left);
-            }
-            __syncthreads();
-        }
-        for (int z = 0; z < c.parts && first + z * RANGE < most; z++) {
-            if (z == part && first + z * RANGE < tokens)
+        add_range<S>(r, b, c, w.unit, tokens);
+        for (int part = 0; part < c.parts && part * RANGE < most; part++) {
+            if (part == w.part && tokens > 0)
                 range_end<S>(r, b, total);
             if (c.parts > 1)
                 __syncthreads();
         }
     }
-    if (tokens && part == 0)
-        store_out<S>(b, c, row, head, heads, total);
+    if (w.part == 0 && w.heads)
+        store_out<S>(b, c, w, total);
 }
 
 /* ---- launch ---- */
@@ -494,7 +529,7 @@ template <class T, int LANES, int VECS>
 static int launch_heads(struct backend *b, const struct kv_store *s, int layer,
                         const struct attend_args *a, int n)
 {
-    constexpr int MOST = VECS * vec<T>::N > 8 ? 2 : 4; /* what registers hold */
+    constexpr int MOST = LANES == WARP ? 2 : 4; /* what registers hold */
     const int per_kv = a->heads / a->kv_heads, warps = (per_kv + MOST - 1) / MOST;
     const int heads = (per_kv + warps - 1) / warps;
     if (heads == 1)

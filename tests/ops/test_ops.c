@@ -647,6 +647,12 @@ static const struct op_test cases[] = {
     {&op_attend, {30, {5, 1, 33, 32, 16}}},
     {&op_attend, {30, {6, 1, 128, 128, 16}}},
     {&op_attend, {300, {4, 1, 32, 32, 600}}},
+    {&op_attend, {24, {2, 1, 16, 16, 300}}},
+    {&op_attend, {14, {7, 1, 64, 64, 150}}},
+    {&op_attend, {5, {10, 1, 40, 40, 35}}},
+    {&op_attend, {4, {35, 1, 8, 8, 20}}},
+    {&op_attend, {6, {4, 1, 256, 256, 150}}},
+    {&op_attend, {5, {3, 1, 512, 512, 20}}},
 };
 enum { N_CASES = sizeof cases / sizeof *cases };
 
