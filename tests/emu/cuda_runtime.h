@@ -19,8 +19,10 @@
  *   - a missing barrier, before or after: each warp runs as far as it can before another one does,
  *     and so does each lane between the operations of its warp, in an order that
  *     CLOTHO_EMU_SCHEDULE picks: 0 ascending, 1 descending, more: shuffled, blocks as well
- *   - host code that touches device memory, kernels that are given host memory, host memory that
- *     changes before a copy has read it, memory used after it was freed, and never freed
+ *   - host code that touches device memory: the addresses that the host knows are of memory that
+ *     nobody can touch; kernels get others, in their arguments and in what is copied to the device
+ *   - kernels that are given host memory as an argument of its own, or memory that was freed; a
+ * copy whose pinned memory changes before it runs; memory never freed
  *   - launches that a device would refuse
  * CLOTHO_EMU_MEMORY is the size of the device in bytes; with CLOTHO_EMU_FAIL_AFTER=n the n-th
  * kernel fails, and everything after it, as with a device that is gone.
@@ -160,9 +162,8 @@ void launch_library(const char *name, cudaStream_t, std::function<void()> work);
 /* The host knows device memory by addresses that nobody can touch: these are what kernels get. Ends
  * the process unless p is null, or device or pinned memory with `bytes` behind it. */
 void *device_pointer(const char *kernel, const void *p, size_t bytes);
-void *memory_real(const void *p); /* unchecked; what is no device memory stays as it is */
-/* The same for the pointers in a struct that is an argument. */
-void translate_words(void *object, size_t bytes);
+/* The same for the pointers in a struct that is an argument, unchecked. */
+void translate_argument(void *object, size_t bytes);
 cudaError_t set_shared_limit(const void *kernel, int bytes);
 
 template <class T> T translate(const char *kernel, T x)
@@ -171,7 +172,7 @@ template <class T> T translate(const char *kernel, T x)
     if constexpr (std::is_pointer_v<T>)
         x = (T)device_pointer(kernel, (const void *)x, 0);
     else if constexpr (std::is_class_v<T>)
-        translate_words(&x, sizeof x);
+        translate_argument(&x, sizeof x);
     return x;
 }
 

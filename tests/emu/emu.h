@@ -43,8 +43,13 @@ bool memory_free(void *); /* the host has done with it; false: it is no array */
 void memory_end(void *);
 /* Red zones are as they were; called after each piece of work. */
 void memory_check();
-/* All of p .. p + bytes is in one array of the device that has not been freed. */
+/* All of p .. p + bytes is in one array; whether it is there at all, host and device see each in
+ * its own time. */
 bool memory_holds(const void *p, size_t bytes);
+/* From the host's address to where the bytes are; what is no device memory stays as it is. */
+void *memory_real(const void *p);
+/* The same for all words of an object that are addresses of arrays. */
+void translate_words(void *object, size_t bytes);
 bool memory_is_device(const void *p);
 size_t memory_available();
 size_t memory_total();

@@ -1,9 +1,10 @@
 /* Memory of the device, and pinned memory of the host.
  *
  * The device's memory has two ranges of addresses. The host knows arrays by those of one that
- * nobody may ever touch; the bytes are in the other one, which kernels get instead when they are
- * launched (memory_real). So no code of the host can touch device memory, not even while the device
- * runs, and nothing need be switched for it.
+ * nobody may ever touch; the bytes are in the other one. Pointers change from one to the other on
+ * their way to the device: arguments of kernels, and what copies bring there. So no code of the
+ * host can touch device memory, not even while the device runs, and nothing need be switched for
+ * it.
  *
  * Arrays lie one behind the other, each followed by a red zone. The host's view changes when it
  * calls (chunk.freed), the device's when the stream gets there (memory_begin, memory_end): memory
@@ -54,9 +55,7 @@ static void on_fault(int number, siginfo_t *info, void *context)
     if (is_within(arena.real, p))
         fail("an access to device memory that nobody has, at offset %td", p - arena.real);
     if (is_within(arena.base, p) && is_running())
-        fail("a pointer that was freed, or that came by another way than an argument, at offset "
-             "%td",
-             p - arena.base);
+        fail("a pointer to memory that was freed, at offset %td", p - arena.base);
     if (is_within(arena.base, p))
         fail("host code touches device memory, at offset %td", p - arena.base);
     if (arena.before.sa_flags & SA_SIGINFO)
@@ -221,9 +220,23 @@ void memory_check()
 bool memory_holds(const void *p, size_t bytes)
 {
     auto it = find(p);
-    return it != arena.chunks.end() && !it->second.freed &&
-           offset_of(p) - it->first <= it->second.bytes &&
-           bytes <= it->second.bytes - (offset_of(p) - it->first);
+    if (it == arena.chunks.end() || (is_running() ? it->second.view != LIVE : it->second.freed))
+        return false;
+    const size_t at = offset_of(p) - it->first, size = it->second.bytes;
+    return at <= size && bytes <= size - at;
+}
+
+void translate_words(void *object, size_t bytes)
+{
+    char *at = (char *)object, *end = at + bytes;
+    for (; at + sizeof(void *) <= end; at += sizeof(void *)) {
+        void *p;
+        memcpy(&p, at, sizeof p);
+        if (!is_within(arena.base, p) || !memory_holds(p, 0))
+            continue;
+        p = memory_real(p);
+        memcpy(at, &p, sizeof p);
+    }
 }
 
 size_t memory_total()

@@ -198,19 +198,10 @@ void *emu::device_pointer(const char *kernel, const void *p, size_t bytes)
     return memory_real(p);
 }
 
-/* Words that are addresses of arrays are pointers. */
-void emu::translate_words(void *object, size_t bytes)
+void emu::translate_argument(void *object, size_t bytes)
 {
     const locked l;
-    for (char *at = (char *)object; at + sizeof(void *) <= (char *)object + bytes;
-         at += sizeof(void *)) {
-        void *p;
-        memcpy(&p, at, sizeof p);
-        if (memory_holds(p, 0)) {
-            p = memory_real(p);
-            memcpy(at, &p, sizeof p);
-        }
-    }
+    translate_words(object, bytes);
 }
 
 cudaError_t emu::set_shared_limit(const void *kernel, int bytes)
@@ -404,6 +395,13 @@ static bool ends_fit(const void *to, const void *from, size_t n, cudaMemcpyKind 
            (from_device ? emu::memory_holds(from, n) : !emu::memory_is_device(from));
 }
 
+static void copy(void *to, const void *from, size_t n, cudaMemcpyKind kind)
+{
+    memcpy(emu::memory_real(to), emu::memory_real(from), n);
+    if (kind == cudaMemcpyHostToDevice)
+        emu::translate_words(emu::memory_real(to), n);
+}
+
 /* From pageable memory: it is read at once. In a graph it is read when that runs, like pinned. */
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n, cudaMemcpyKind kind,
                             cudaStream_t s)
@@ -416,13 +414,12 @@ cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n, cudaMemcpyKind
     if (kind == cudaMemcpyHostToDevice && !s->capture && !emu::pinned_holds(from, n)) {
         const char *bytes = (const char *)from;
         s->held += n;
-        enqueue(s, "cudaMemcpyAsync", false, [to, copy = std::vector<char>(bytes, bytes + n)] {
-            memcpy(emu::memory_real(to), copy.data(), copy.size());
+        enqueue(s, "cudaMemcpyAsync", false, [=, held = std::vector<char>(bytes, bytes + n)] {
+            copy(to, held.data(), n, kind);
         });
         return done();
     }
-    enqueue(s, "cudaMemcpyAsync", false,
-            [=] { memcpy(emu::memory_real(to), emu::memory_real(from), n); });
+    enqueue(s, "cudaMemcpyAsync", false, [=] { copy(to, from, n, kind); });
     if (kind == cudaMemcpyDeviceToHost && !s->capture && !emu::pinned_holds(to, n))
         drain(s);
     return done();

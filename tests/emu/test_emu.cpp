@@ -460,6 +460,31 @@ static bool graph(bool)
     return f.gives([](int) { return 6.0f; }) && check_failures == 0;
 }
 
+/* Pointers in device memory; freed behind their use. */
+static __global__ void table_kernel(float *y, float *const *table)
+{
+    y[threadIdx.x] = table[threadIdx.x % 2][threadIdx.x / 2];
+}
+
+static bool table_of_pointers(bool bug)
+{
+    fixture f;
+    float *a;
+    void **table;
+    cudaMallocAsync((void **)&table, 2 * sizeof(void *), f.stream);
+    cudaMallocAsync((void **)&a, sizeof(float) * N, f.stream);
+    LAUNCH(fill_kernel, 1, N, 0, f.stream)(a, (int)N);
+    float *const host[] = {f.x + 3, a};
+    if (bug)
+        cudaFreeAsync(a, f.stream);
+    cudaMemcpyAsync(table, host, sizeof host, cudaMemcpyHostToDevice, f.stream);
+    LAUNCH(table_kernel, 1, N, 0, f.stream)(f.y, (float *const *)table);
+    if (!bug)
+        cudaFreeAsync(a, f.stream);
+    cudaFreeAsync(table, f.stream);
+    return f.gives([](int i) { return i % 2 ? 1.0f : (float)(i / 2 + 3); });
+}
+
 /* Pageable memory is the caller's again at once. */
 static bool pageable(bool)
 {
@@ -647,7 +672,9 @@ static const emu_case cases[] = {
     {"a pointer to host memory", host_pointer, "no memory of the device"},
     {"memory used after it was freed", used_after_free, "no memory of the device"},
     {"freed memory in a struct", freed_in_struct,
-     "struct_kernel block (0, 0, 0): a pointer that was freed"},
+     "struct_kernel block (0, 0, 0): a pointer to memory that was freed"},
+    {"freed memory in a table", table_of_pointers,
+     "table_kernel block (0, 0, 0): a pointer to memory that was freed"},
     {"a leak", leak, "1 arrays of 1000 bytes of device memory were never freed"},
     {"too many threads", too_many_threads, "too many threads"},
     {"too many blocks", too_many_blocks, "too many blocks"},
