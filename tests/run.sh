@@ -117,7 +117,6 @@ stage_cuda() {
     build release || return 1
     [[ -e build/release/libclotho-cuda.so ]] || echo "nvcc is not here: no plug-in is built, only the emulated one"
     run_ctest release --label-regex emu
-    CLOTHO_TEST_BACKEND=cuda CLOTHO_TEST_FEWER=8 LD_LIBRARY_PATH=$PWD/build/release/emu run_pytest release -m device tests
 }
 
 stage_asan() {
