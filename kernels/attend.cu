@@ -339,6 +339,7 @@ static __device__ __forceinline__ void load_pages(block<S> *b, const struct call
 {
     constexpr int UNITS = 2 * KV_PAGE * S::WIDTH; /* 16-byte units of a page */
     const int total = count * UNITS, threads = blockDim.x;
+    uint4 *slots = b->page[0];
     for (int base = threadIdx.x; base < total; base += BATCH * threads) {
         uint4 x[BATCH];
 #pragma unroll
@@ -354,7 +355,7 @@ static __device__ __forceinline__ void load_pages(block<S> *b, const struct call
 #pragma unroll
         for (int i = 0; i < BATCH; i++)
             if (base + i * threads < total)
-                b->page[0][base + i * threads] = x[i];
+                slots[base + i * threads] = x[i];
     }
 }
 
@@ -404,11 +405,12 @@ static __device__ __forceinline__ void load_q(range<S> &r, const struct call &c,
 
 template <class S> static __device__ __forceinline__ void clear_sums(block<S> *b)
 {
+    float *acc = b->acc[0][0], *max = b->max[0], *sum = b->sum[0];
     for (int i = threadIdx.x; i < WARPS * S::HEADS * S::WIDTH * S::N; i += blockDim.x)
-        b->acc[0][0][i] = 0;
+        acc[i] = 0;
     for (int i = threadIdx.x; i < WARPS * S::PAD; i += blockDim.x) {
-        b->max[0][i] = -INFINITY;
-        b->sum[0][i] = 0;
+        max[i] = -INFINITY;
+        sum[i] = 0;
     }
 }
 

@@ -4,7 +4,7 @@ import re
 import subprocess
 import time
 
-from support.server import Server, environment, free_port
+from support.server import TINY_FLAGS, Server, environment, free_port
 from support.shapes import ENDLESS
 from wire import Wire, get, metric, post
 
@@ -29,14 +29,14 @@ def test_cuda_without_a_gpu(clotho, model_file):
 
 def test_auto_without_a_gpu(model_file):
     """One line says why it is the CPU."""
-    with Server(model_file(**ENDLESS), "--backend", "auto", env=NO_GPU) as server:
+    with Server(model_file(**ENDLESS), "--backend", "auto", *TINY_FLAGS, env=NO_GPU) as server:
         said = [line for line in server.log().splitlines() if "GPU" in line]
         assert len(said) == 1 and re.match("clotho: no GPU is used: .+", said[0])
         assert ", on cpu: " in server.log()
 
 
 def test_the_cpu_is_silent_about_it(model_file):
-    with Server(model_file(**ENDLESS), "--backend", "cpu") as server:
+    with Server(model_file(**ENDLESS), "--backend", "cpu", *TINY_FLAGS) as server:
         assert "GPU" not in server.log()
 
 
