@@ -8,7 +8,9 @@
 
 constexpr int BLOCK = 512;         /* tokens */
 constexpr int EACH = BLOCK / WARP; /* of them in a lane */
-constexpr int WARPS_MAX = 16;
+constexpr int WARPS_MAX = 12; /* threads have the registers they need, two rows a multiprocessor */
+
+/* Of the search for a threshold. */
 constexpr int PROBES = 4;   /* thresholds that a look at the numbers tries */
 constexpr int RANKED = 256; /* numbers that are few enough to compare each with each */
 
@@ -51,7 +53,8 @@ struct row {
     float threshold;
     int last;
     struct blocks p, q;
-    int *psi_start; /* (n_blocks + 1) shared: where each block's ids begin in psi_id; n_psi > 0 */
+    int *psi_start; /* (n_blocks + 1) shared: where each block's ids begin in
+                       psi_id; n_psi > 0 */
     float *scratch; /* (warps, BLOCK) shared */
     struct board *board;
 };
@@ -79,46 +82,51 @@ static __device__ __forceinline__ int place(int i)
     return i / 4 * 4 * WARP + 4 * lane_id() + i % 4;
 }
 
-/* Four adjacent numbers of a row; -inf behind the end. Rows of a width that is no multiple of 4 lie
- * anywhere, and are read number by number. */
-static __device__ __forceinline__ vec<float> load_four(const float *x, int vocab, int at)
+/* Do the lanes find block b in whole vectors? Rows of a width that is no multiple of 4 lie
+ * anywhere. */
+static __device__ __forceinline__ bool in_vectors(int vocab, int b)
 {
-    vec<float> f;
-    if (vocab % 4 == 0 && at < vocab)
-        return load_vec(x + at);
-#pragma unroll
-    for (int k = 0; k < 4; k++)
-        f.v[k] = at + k < vocab ? x[at + k] : -INFINITY;
-    return f;
+    return vocab % 4 == 0 && (b + 1) * BLOCK <= vocab;
 }
 
-static __device__ __forceinline__ void load_block(const float *x, int vocab, int b, float v[EACH])
+/* N of a lane's numbers in block b of a row, from the first-th; -inf behind the row's end. */
+template <int N>
+static __device__ __forceinline__ void load_part(const float *x, int vocab, int b, int first,
+                                                 float (&v)[N])
 {
+    x += b * BLOCK;
+    if (in_vectors(vocab, b)) {
 #pragma unroll
-    for (int i = 0; i < EACH; i += 4) {
-        const vec<float> f = load_four(x, vocab, b * BLOCK + place(i));
+        for (int i = 0; i < N; i += 4) {
+            const vec<float> f = load_vec(x + place(first + i));
 #pragma unroll
-        for (int k = 0; k < 4; k++)
-            v[i + k] = f.v[k];
+            for (int k = 0; k < 4; k++)
+                v[i + k] = f.v[k];
+        }
+    } else {
+#pragma unroll
+        for (int i = 0; i < N; i++)
+            v[i] = b * BLOCK + place(first + i) < vocab ? x[place(first + i)] : -INFINITY;
     }
 }
 
-static __device__ __forceinline__ void store_block(float *y, int vocab, int b, const float v[EACH])
+static __device__ __forceinline__ void store_block(float *y, int vocab, int b,
+                                                   const float (&v)[EACH])
 {
-    const int first = b * BLOCK;
+    y += b * BLOCK;
+    if (in_vectors(vocab, b)) {
 #pragma unroll
-    for (int i = 0; i < EACH; i += 4) {
-        const int at = first + place(i);
-        if (vocab % 4 == 0 && at < vocab)
-            store4(y + at, make_float4(v[i], v[i + 1], v[i + 2], v[i + 3]));
+        for (int i = 0; i < EACH; i += 4)
+            store4(y + place(i), make_float4(v[i], v[i + 1], v[i + 2], v[i + 3]));
+    } else {
 #pragma unroll
-        for (int k = 0; k < 4; k++)
-            if (vocab % 4 != 0 && at + k < vocab)
-                y[at + k] = v[i + k];
+        for (int i = 0; i < EACH; i++)
+            if (b * BLOCK + place(i) < vocab)
+                y[place(i)] = v[i];
     }
 }
 
-static __device__ __forceinline__ float maximum(const float v[EACH])
+static __device__ __forceinline__ float maximum(const float (&v)[EACH])
 {
     float max = v[0];
 #pragma unroll
@@ -148,14 +156,16 @@ static __device__ __forceinline__ float kept(const struct row &r, float x, int i
     return x > r.threshold || (x == r.threshold && id <= r.last) ? x : -INFINITY;
 }
 
-static __device__ __forceinline__ void load_logits(const struct row &r, int b, float v[EACH])
+template <int N>
+static __device__ __forceinline__ void load_logits(const struct row &r, int b, int first,
+                                                   float (&v)[N])
 {
-    load_block(r.x, r.vocab, b, v);
+    load_part(r.x, r.vocab, b, first, v);
     if (r.threshold == -INFINITY)
         return;
 #pragma unroll
-    for (int i = 0; i < EACH; i++)
-        v[i] = kept(r, v[i], b * BLOCK + place(i));
+    for (int i = 0; i < N; i++)
+        v[i] = kept(r, v[i], b * BLOCK + place(first + i));
 }
 
 /* ---- values: logs of shares, in units of the block ---- */
@@ -173,7 +183,7 @@ static __device__ __forceinline__ bool has_psi(const struct row &r, int b)
     return r.prior->n_psi > 0 && r.psi_start[b] < r.psi_start[b + 1];
 }
 
-static __device__ __forceinline__ void add_psi(const struct row &r, int b, float v[EACH])
+static __device__ __forceinline__ void add_psi(const struct row &r, int b, float (&v)[EACH])
 {
     const struct prior *prior = r.prior;
     float *psi = r.scratch + warp_id() * BLOCK;
@@ -191,11 +201,11 @@ static __device__ __forceinline__ void add_psi(const struct row &r, int b, float
 }
 
 /* From p's values of block b to those plus log ψ. */
-static __device__ __forceinline__ void add_twist(const struct row &r, int b, float v[EACH])
+static __device__ __forceinline__ void add_twist(const struct row &r, int b, float (&v)[EACH])
 {
     if (r.twist) {
         float twist[EACH];
-        load_block(r.twist, r.vocab, b, twist);
+        load_part(r.twist, r.vocab, b, 0, twist);
 #pragma unroll
         for (int i = 0; i < EACH; i++)
             v[i] += twist[i];
@@ -205,9 +215,9 @@ static __device__ __forceinline__ void add_twist(const struct row &r, int b, flo
 }
 
 /* Shares of block b's tokens in p or q: e^value. */
-static __device__ __forceinline__ void shares(const struct row &r, bool q, int b, float v[EACH])
+static __device__ __forceinline__ void shares(const struct row &r, bool q, int b, float (&v)[EACH])
 {
-    load_logits(r, b, v);
+    load_logits(r, b, 0, v);
 #pragma unroll
     for (int i = 0; i < EACH; i++)
         v[i] = prior_value(r, v[i], r.p.at[b].max);
@@ -235,7 +245,7 @@ static __device__ __forceinline__ void set_block(const struct blocks &s, int b, 
 static __device__ __forceinline__ void weigh_block(const struct row &r, int b, bool q)
 {
     float v[EACH];
-    load_logits(r, b, v);
+    load_logits(r, b, 0, v);
     const float max = maximum(v);
 #pragma unroll
     for (int i = 0; i < EACH; i++)
@@ -254,7 +264,7 @@ static __device__ __forceinline__ void weigh_block(const struct row &r, int b, b
 }
 
 /* All blocks, a warp a block. When the row was cut, nothing is read of a block that became empty.
- */
+ * */
 static __device__ __forceinline__ void weigh_row(const struct row &r, bool q)
 {
     for (int b = warp_id(); b < r.n_blocks; b += n_warps()) {
@@ -351,8 +361,8 @@ static __device__ __forceinline__ int owning_block(const struct row &r, const st
 }
 
 /* The same for a block's shares, in registers; the point is in [0, 1) of their sum. */
-static __device__ __forceinline__ int owner_in_block(const struct row &r, const float share[EACH],
-                                                     double point)
+static __device__ __forceinline__ int owner_in_block(const struct row &r,
+                                                     const float (&share)[EACH], double point)
 {
     float *mass = r.scratch + warp_id() * BLOCK;
     double total = 0, below;

@@ -1,13 +1,16 @@
 /* Top-k and top-p: the threshold on a row's logits, and the last id that is kept at it. See
  * propose.cu.
  *
- * A threshold is searched by bisection over the floats as integers: each look at the numbers tries
- * a few probes and leaves the part of the interval that holds the threshold. The first looks go
- * through the row; as soon as the numbers in question are few enough they are listed in shared
+ * * A threshold is searched by bisection over the floats as integers: each look at the numbers
+ * tries a few probes and leaves the part of the interval that holds the threshold. The first looks
+ * go through the row; as soon as the numbers in question are few enough they are listed in shared
  * memory, and the last few hundred are compared with each other. Counts and masses are integers: so
  * the order in which threads come across numbers does not matter. */
 #pragma once
 #include "propose.cuh"
+
+/* Numbers of a block that a lane looks at together: it has no registers for more. */
+constexpr int PART = 8;
 
 /* Floats in ascending order as integers in ascending order, and back. The two zeros are one. */
 static __device__ __forceinline__ int key_of(float f)
@@ -25,21 +28,22 @@ static __device__ __forceinline__ float of_key(int key)
  * count, or by their mass, Σ exp((x - max) scale), in units of 2^-43: a row's is below 2^64. */
 struct search {
     bool by_mass;
-    float max, scale;
+    float max;
     uint64_t wanted;
     int lo, hi;      /* keys: the threshold is within */
-    uint64_t at;     /* the amount from lo upwards; UINT64_MAX: unknown */
     uint64_t above;  /* the amount above hi */
+    int equal;       /* numbers at the threshold; 0: not counted */
     const int *list; /* (n) shared: keys, all of those in [lo, hi]; NULL: in the row */
     int n;
     uint64_t beyond; /* the amount above the list's */
 };
 
-static __device__ __forceinline__ uint64_t weight_of(const struct search &s, int key)
+static __device__ __forceinline__ uint64_t weight_of(const struct row &r, const struct search &s,
+                                                     int key)
 {
     if (!s.by_mass)
         return 1;
-    return (uint64_t)(expf((of_key(key) - anchor(s.max)) * s.scale) * 0x1p43f);
+    return (uint64_t)(expf((of_key(key) - anchor(s.max)) * r.inv_t) * 0x1p43f);
 }
 
 /* The j-th of PROBES keys that cut [lo, hi] into parts: lo < probe 0 <= probe 1 … <= hi. */
@@ -74,7 +78,7 @@ struct look {
     int room, gathered;      /* before this look */
 };
 
-/* At n numbers. */
+/* At a thread's next numbers. */
 template <int N>
 static __device__ __forceinline__ void look_at(const struct row &r, const struct search &s,
                                                struct look &l, const int (&key)[N])
@@ -84,7 +88,7 @@ static __device__ __forceinline__ void look_at(const struct row &r, const struct
     for (int i = 0; i < N; i++) {
         if (key[i] < s.lo)
             continue;
-        const uint64_t weight = weight_of(s, key[i]);
+        const uint64_t weight = weight_of(r, s, key[i]);
 #pragma unroll
         for (int j = 0; j < PROBES; j++)
             l.amount[j] += key[i] >= probe(s, j) ? weight : 0;
@@ -99,7 +103,6 @@ static __device__ __forceinline__ void look_at(const struct row &r, const struct
             l.to[to++] = key[i];
 }
 
-/* Four numbers at a time: the amounts need the registers. */
 static __device__ __forceinline__ void look_at_row(const struct row &r, const struct search &s,
                                                    struct look &l)
 {
@@ -107,13 +110,13 @@ static __device__ __forceinline__ void look_at_row(const struct row &r, const st
         if (r.p.at[b].max < of_key(s.lo))
             continue;
 #pragma unroll 1
-        for (int i = 0; i < EACH; i += 4) {
-            const int at = b * BLOCK + place(i);
-            const vec<float> f = load_four(r.x, r.vocab, at);
-            int key[4];
+        for (int first = 0; first < EACH; first += PART) {
+            float v[PART];
+            int key[PART];
+            load_logits(r, b, first, v);
 #pragma unroll
-            for (int k = 0; k < 4; k++)
-                key[k] = key_of(kept(r, f.v[k], at + k));
+            for (int i = 0; i < PART; i++)
+                key[i] = key_of(v[i]);
             look_at(r, s, l, key);
         }
     }
@@ -166,10 +169,8 @@ static __device__ __forceinline__ void narrow(const struct row &r, struct search
     }
     const int enough = warp_sum((int)(lane_id() < PROBES && amount >= s.wanted));
     const int lo = probe(s, enough - 1), hi = probe(s, enough) - 1;
-    if (enough > 0) {
+    if (enough > 0)
         s.lo = lo;
-        s.at = __shfl_sync(~0u, amount, enough - 1);
-    }
     if (enough < PROBES) {
         s.hi = hi;
         s.above = __shfl_sync(~0u, amount, enough);
@@ -179,10 +180,10 @@ static __device__ __forceinline__ void narrow(const struct row &r, struct search
 /* The threshold from a short list: the highest number with enough from it upwards. */
 static __device__ __forceinline__ void rank(const struct row &r, struct search &s)
 {
-    uint64_t *weight = r.board->weight, at = 0, above = 0;
-    int best = s.lo;
+    uint64_t *weight = r.board->weight, above = 0;
+    int best = s.lo, equal = 0;
     for (int i = threadIdx.x; i < s.n; i += blockDim.x)
-        weight[i] = weight_of(s, s.list[i]);
+        weight[i] = weight_of(r, s, s.list[i]);
     __syncthreads();
     for (int i = threadIdx.x; i < s.n; i += blockDim.x) {
         uint64_t amount = s.beyond;
@@ -196,12 +197,13 @@ static __device__ __forceinline__ void rank(const struct row &r, struct search &
     __syncthreads();
     best = warp_max(r.board->best[lane_id() % n_warps()]);
     for (int i = lane_id(); i < s.n; i += WARP) {
-        at += s.list[i] >= best ? weight[i] : 0;
         above += s.list[i] > best ? weight[i] : 0;
+        equal += s.list[i] == best;
     }
     s.lo = s.hi = best;
-    s.at = s.beyond + warp_sum(at);
     s.above = s.beyond + warp_sum(above);
+    s.equal = warp_sum(equal);
+    __syncthreads(); /* the list's memory may have another use */
 }
 
 /* Leaves the threshold in lo and hi. */
@@ -223,7 +225,7 @@ static __device__ __forceinline__ float row_maximum(const struct row &r)
 }
 
 /* The k-th largest of the blocks' maxima, which k numbers reach: a lower bound of the k-th largest.
- */
+ * */
 static __device__ __forceinline__ int kth_maximum(const struct row &r, struct search s)
 {
     int *list = reinterpret_cast<int *>(r.scratch);
@@ -240,7 +242,6 @@ static __device__ __forceinline__ struct search search_top_k(const struct row &r
 {
     struct search s = {};
     s.wanted = (uint64_t)r.prior->top_k;
-    s.at = UINT64_MAX;
     s.hi = key_of(row_maximum(r));
     s.lo = key_of(-INFINITY);
     if (r.prior->top_k <= r.n_blocks)
@@ -259,19 +260,17 @@ static __device__ __forceinline__ struct search search_top_p(const struct row &r
     struct search s = {};
     s.by_mass = true;
     s.max = row_maximum(r);
-    s.scale = r.inv_t;
     s.wanted = max((uint64_t)(p * total * 0x1p43), (uint64_t)1);
-    s.at = UINT64_MAX;
     s.hi = key_of(s.max);
     s.lo = key_of((float)(s.max + log(0.5 * (1 - p) * total / r.vocab) / r.inv_t));
     return s;
 }
 
 /* Which of block b's tokens have the logit x? Their number; v: 1 for each of them, else 0. */
-static __device__ __forceinline__ int equals(const struct row &r, int b, float x, float v[EACH])
+static __device__ __forceinline__ int equals(const struct row &r, int b, float x, float (&v)[EACH])
 {
     int n = 0;
-    load_logits(r, b, v);
+    load_logits(r, b, 0, v);
 #pragma unroll
     for (int i = 0; i < EACH; i++) {
         n += v[i] == x;
@@ -286,7 +285,7 @@ static __device__ __forceinline__ int id_of_equal(const struct row &r, float x, 
 {
     float v[EACH];
     for (int b = warp_id(); b < r.n_blocks; b += n_warps()) {
-        const int n = equals(r, b, x, v);
+        const int n = r.p.at[b].max < x ? 0 : equals(r, b, x, v);
         if (lane_id() == 0)
             r.p.at[b].mass = (float)n;
     }
@@ -306,11 +305,11 @@ static __device__ __forceinline__ int id_of_equal(const struct row &r, float x, 
 static __device__ __forceinline__ void cut(struct row &r, const struct search &s)
 {
     const float threshold = of_key(s.lo);
-    const uint64_t each = max(weight_of(s, s.lo), (uint64_t)1);
+    const uint64_t each = max(weight_of(r, s, s.lo), (uint64_t)1);
     const uint64_t missing = s.wanted > s.above ? s.wanted - s.above : 1;
-    const uint64_t m = (missing + each - 1) / each;
-    if (s.at - s.above > m * each)
-        r.last = id_of_equal(r, threshold, (double)m);
+    const double m = (double)((missing + each - 1) / each);
+    if (s.equal == 0 || s.equal > m)
+        r.last = id_of_equal(r, threshold, m);
     else if (threshold > r.threshold)
         r.last = INT_MAX;
     r.threshold = threshold;
