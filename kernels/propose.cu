@@ -1,19 +1,19 @@
 /* Fused: a row of logits to its prior p0, its proposal q ∝ p0 ψ, and draws from either. The
  * algorithm is propose.c's; read its head first.
  *
- * * A thread block works on a row, a warp on one block of 512 tokens at a time, whose logits it
+ * A thread block works on a row, a warp on one block of 512 tokens at a time, whose logits it
  * holds in registers: 16 a lane. What is known of each block, its maximum and its sum of
  * exponentials for p and for q, stays in shared memory. What goes across blocks of tokens is
  * little, and one warp does it, or all do the same.
  *
- * * Memory: a row's logits are read once, its dense twists once, and for a draw the 2 KiB of one
+ * Memory: a row's logits are read once, its dense twists once, and for a draw the 2 KiB of one
  * block again (with them 2 KiB of twists). Nothing is written but biases and results. Top-k and
  * top-p read the row once more for their threshold and once more to weigh what is left, but of
  * blocks whose maximum is too small nothing; one more time where more than a few thousand logits
  * may be the threshold. A gradient reads what it read once more. With logits in chunks that stay in
  * the second-level cache, only the twists come from memory.
  *
- * * Every sum has an order that the vocabulary fixes, except those of the search for a threshold:
+ * Every sum has an order that the vocabulary fixes, except those of the search for a threshold:
  * their terms are integers, and the order does not matter. */
 #include "philox.h"
 #include "propose_top.cuh"

@@ -263,8 +263,7 @@ static __device__ __forceinline__ void weigh_block(const struct row &r, int b, b
     set_block(r.q, b, top, sum_exp(v, top));
 }
 
-/* All blocks, a warp a block. When the row was cut, nothing is read of a block that became empty.
- * */
+/* All blocks, a warp a block. Of a block that a cut leaves empty nothing is read. */
 static __device__ __forceinline__ void weigh_row(const struct row &r, bool q)
 {
     for (int b = warp_id(); b < r.n_blocks; b += n_warps()) {

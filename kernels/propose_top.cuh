@@ -1,7 +1,7 @@
 /* Top-k and top-p: the threshold on a row's logits, and the last id that is kept at it. See
  * propose.cu.
  *
- * * A threshold is searched by bisection over the floats as integers: each look at the numbers
+ * A threshold is searched by bisection over the floats as integers: each look at the numbers
  * tries a few probes and leaves the part of the interval that holds the threshold. The first looks
  * go through the row; as soon as the numbers in question are few enough they are listed in shared
  * memory, and the last few hundred are compared with each other. Counts and masses are integers: so
@@ -25,7 +25,8 @@ static __device__ __forceinline__ float of_key(int key)
 }
 
 /* The search for the highest threshold from which upwards the numbers amount to `wanted`: by their
- * count, or by their mass, Σ exp((x - max) scale), in units of 2^-43: a row's is below 2^64. */
+ * count, or by their mass, Σ exp((x - max) / temperature), in units of 2^-43: a row's is below
+ * 2^64. */
 struct search {
     bool by_mass;
     float max;
@@ -224,8 +225,7 @@ static __device__ __forceinline__ float row_maximum(const struct row &r)
     return warp_max(max);
 }
 
-/* The k-th largest of the blocks' maxima, which k numbers reach: a lower bound of the k-th largest.
- * */
+/* The k-th largest of the blocks' maxima: k numbers reach it, so the threshold does. */
 static __device__ __forceinline__ int kth_maximum(const struct row &r, struct search s)
 {
     int *list = reinterpret_cast<int *>(r.scratch);
