@@ -244,7 +244,8 @@ static void collect(struct engine *e)
     e->turn = (e->turn + 1) % e->n_running;
 }
 
-static int advance(struct engine *e, struct err *err)
+/* Each run as far as it gets without others. */
+static int advance_each(struct engine *e, struct err *err)
 {
     for (int i = 0; i < e->n_running; i++) {
         struct run *r = e->running[i];
@@ -258,6 +259,18 @@ static int advance(struct engine *e, struct err *err)
         }
     }
     return 0;
+}
+
+/* In rounds: a population that has been weighed goes on, and may ask for it again. */
+static int advance(struct engine *e, struct err *err)
+{
+    int weighed;
+    do {
+        if (advance_each(e, err) != 0)
+            return -1;
+        weighed = run_weigh(&e->m, e->running, e->n_running, err);
+    } while (weighed > 0);
+    return weighed;
 }
 
 /* From the youngest: the runs of a study are younger than itself, and end before it does. One that

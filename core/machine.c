@@ -109,6 +109,7 @@ static int open_scratch(struct machine *m, struct err *err)
     m->copy_from = zeroed((size_t)draws, sizeof *m->copy_from);
     m->copy_to = zeroed((size_t)draws, sizeof *m->copy_to);
     m->copy_row = zeroed((size_t)draws, sizeof *m->copy_row);
+    m->weighings = zeroed(MAX_RUNS, sizeof *m->weighings);
     m->hidden_free = zeroed((size_t)m->max_particles, sizeof *m->hidden_free);
     for (int i = 0; i < m->max_particles; i++)
         m->hidden_free[i] = m->max_particles - 1 - i;
@@ -168,9 +169,8 @@ int machine_open(struct machine *m, const struct engine_opts *opts, struct err *
         return -1;
     say_plan(m, opts);
     if (model_open(&m->model, m->backend, m->gguf, &info->config, &mo, err) != 0 ||
-        kv_open(&m->pool, info->n_pages, err) != 0 ||
-        smc_device_open(&m->weigher, m->backend, m->max_particles, err) != 0 ||
-        open_scratch(m, err) != 0)
+        kv_open(&m->pool, info->n_pages, err) != 0 || open_scratch(m, err) != 0 ||
+        smc_device_open(&m->weigher, m->backend, m->max_particles, MAX_RUNS, err) != 0)
         return -1;
     gguf_forget(m->gguf);
     void *priors;
@@ -205,6 +205,7 @@ void machine_close(struct machine *m)
     free(m->copy_from);
     free(m->copy_to);
     free(m->copy_row);
+    free(m->weighings);
     free(m->hidden_free);
     buf_free(&m->text);
     buf_free(&m->bytes);

@@ -77,8 +77,8 @@ struct machine {
     struct tokenizer *tokenizer;
     struct engine_info info;
 
-    struct smc_device weigher;
-    struct prior *priors; /* dev (MAX_RUNS) one for each run */
+    struct smc_device weigher; /* for the populations of all runs */
+    struct prior *priors;      /* dev (MAX_RUNS) one for each run */
     bool prior_used[256];
     int32_t *hidden_free; /* (max_particles) free rows of the hidden store, counted from 0 */
     int n_hidden_free;
@@ -105,6 +105,7 @@ struct machine {
     void **copy_to;     /* … in this memory … */
     int32_t *copy_row;  /* … as this row of it */
     int n_copies;
+    struct smc_weighing **weighings; /* (MAX_RUNS) of the runs that ask for it */
 
     struct buf text, bytes;    /* scratch */
     struct tokens tokens;      /* scratch */

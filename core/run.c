@@ -37,27 +37,43 @@ static void gather(struct run *r)
             copy_lineage(r, i, r->pop.ancestor[i]);
 }
 
-/* Weigh; resample if may_resample and the ESS asks for it, and say so. */
-static int weigh(struct run *r, enum smc_priority by, bool may_resample, struct smc_stats *stats,
-                 struct err *err)
+/* The population is to be weighed, and resampled if it may be and the ESS asks for it; `then` goes
+ * on with weighing.stats. */
+static int weigh(struct run *r, enum smc_priority by, bool may_resample,
+                 int (*then)(struct run *, struct err *))
+{
+    r->weighing = (struct smc_weighing){
+        .population = &r->pop, .by = by, .may_resample = may_resample, .step = r->n_weighings++};
+    r->then = then;
+    r->phase = RUN_WEIGH;
+    return 0;
+}
+
+int run_weigh(struct machine *m, struct run *const *runs, int n, struct err *err)
+{
+    int asked = 0;
+    for (int i = 0; i < n; i++) {
+        if (runs[i]->phase != RUN_WEIGH)
+            continue;
+        m->weighings[asked++] = &runs[i]->weighing;
+        runs[i]->phase = RUN_WEIGHED;
+    }
+    return smc_weigh(&m->weigher, m->weighings, asked, err) == 0 ? asked : -1;
+}
+
+static int weighed(struct run *r, struct err *err)
 {
     struct engine_stats *count = &r->m->stats;
-    double threshold = r->pop.ess_threshold;
-    if (!may_resample)
-        r->pop.ess_threshold = 0;
-    int rc = smc_resample(&r->pop, &r->m->weigher, by, r->weighings++, stats, err);
-    r->pop.ess_threshold = threshold;
-    if (rc != 0)
-        return -1;
+    const struct smc_stats *stats = &r->weighing.stats;
     int bucket = (int)ceil(stats->ess / r->k * ESS_BUCKETS - 1e-9) - 1;
     count->ess_histogram[bucket < 0 ? 0 : bucket >= ESS_BUCKETS ? ESS_BUCKETS - 1 : bucket]++;
-    if (!stats->resampled)
-        return 0;
-    count->resamples++;
-    gather(r);
-    if (r->job->ev_resample)
-        run_say_resample(r, stats->ess);
-    return 0;
+    if (stats->resampled) {
+        count->resamples++;
+        gather(r);
+        if (r->job->ev_resample)
+            run_say_resample(r, stats->ess);
+    }
+    return r->then(r, err);
 }
 
 static int count_live(const struct run *r)
@@ -403,32 +419,15 @@ static double next_lambda(const struct run *r, int i)
     return r->pop.lpsi[i] + p->drawn.lambda;
 }
 
-static int resample_before_draw(struct run *r, struct smc_stats *stats, struct err *err)
+/* A step is over, and so may be the hole, or all. */
+static int end_step(struct run *r, struct err *err)
 {
-    for (int i = 0; i < r->k; i++)
-        if (r->pop.status[i] == PARTICLE_LIVE)
-            r->pop.lambda[i] = next_lambda(r, i);
-    bool all_equal = r->n_steps == 1; /* one and the same text in every slot */
-    if (weigh(r, SMC_BY_LAMBDA, !all_equal, stats, err) != 0)
-        return -1;
-    return stats->resampled ? draw_again(r, err) : 0;
-}
-
-/* A step is over: finish it with the weights after the draw, unless they were known before. */
-static int end_step(struct run *r, const struct smc_stats *before, struct err *err)
-{
-    int live = count_live(r);
-    struct smc_stats stats;
-    bool over = live == 0 && r->segment + 1 == r->job->n_segments;
-    if (before)
-        stats = *before;
-    else if (weigh(r, SMC_BY_TWIST, r->coupled && !over, &stats, err) != 0)
-        return -1;
+    const struct smc_stats *stats = &r->weighing.stats;
     int active = count_live(r) + r->active_at[r->n_steps];
     r->active_at[r->n_steps] = active;
     r->max_steps = r->n_steps > r->max_steps ? r->n_steps : r->max_steps;
     if (r->job->ev_step && r->cohort_end == r->k)
-        run_say_step(r, active, stats.ess, stats.log_mean);
+        run_say_step(r, active, stats->ess, stats->log_mean);
     for (int i = r->cohort; i < r->cohort_end; i++)
         r->p[i].drew = false;
     r->t++;
@@ -445,6 +444,12 @@ static int end_step(struct run *r, const struct smc_stats *before, struct err *e
     return next_segment(r, err);
 }
 
+static int weigh_after_draw(struct run *r)
+{
+    bool over = count_live(r) == 0 && r->segment + 1 == r->job->n_segments;
+    return weigh(r, SMC_BY_TWIST, r->coupled && !over, end_step);
+}
+
 static bool twist_due(struct run *r)
 {
     const struct twist_choice *t = &r->job->twist;
@@ -452,13 +457,9 @@ static bool twist_due(struct run *r)
     return t->type == TWIST_POTENTIAL && r->n_steps % t->every == 0 && !over;
 }
 
-/* All live particles have drawn. */
-static int draw_advance(struct run *r, struct err *err)
+/* What the population weighs after the draw is known already if it was adapted before it. */
+static int take_tokens(struct run *r, struct err *err)
 {
-    struct smc_stats before;
-    r->n_steps++;
-    if (r->adapted && resample_before_draw(r, &before, err) != 0)
-        return -1;
     for (int i = r->cohort; i < r->cohort_end; i++) {
         r->p[i].drew = r->pop.status[i] == PARTICLE_LIVE;
         if (r->p[i].drew)
@@ -466,11 +467,42 @@ static int draw_advance(struct run *r, struct err *err)
     }
     run_trace_cloud(r);
     if (!twist_due(r))
-        return end_step(r, r->adapted ? &before : NULL, err);
+        return r->adapted ? end_step(r, err) : weigh_after_draw(r);
     phi_items_of_population(r, true);
     r->phi_final = false;
     r->phase = RUN_PHI;
     return phi_begin(r, err);
+}
+
+static int weighed_before_draw(struct run *r, struct err *err)
+{
+    if (r->weighing.stats.resampled && draw_again(r, err) != 0)
+        return -1;
+    return take_tokens(r, err);
+}
+
+static int weigh_before_draw(struct run *r)
+{
+    for (int i = 0; i < r->k; i++)
+        if (r->pop.status[i] == PARTICLE_LIVE)
+            r->pop.lambda[i] = next_lambda(r, i);
+    bool all_equal = r->n_steps == 1; /* one and the same text in every slot */
+    return weigh(r, SMC_BY_LAMBDA, !all_equal, weighed_before_draw);
+}
+
+/* All live particles have drawn. */
+static int draw_advance(struct run *r, struct err *err)
+{
+    r->n_steps++;
+    return r->adapted ? weigh_before_draw(r) : take_tokens(r, err);
+}
+
+static int end_observed(struct run *r, struct err *err)
+{
+    if (extinct(r))
+        return begin_final(r, err);
+    r->segment++;
+    return next_segment(r, err);
 }
 
 static int force_advance(struct run *r, struct err *err)
@@ -489,14 +521,8 @@ static int force_advance(struct run *r, struct err *err)
     }
     if (r->job->kind == JOB_SCORE)
         return end_cohort(r, err);
-    struct smc_stats stats;
     bool over = r->segment + 1 == r->job->n_segments;
-    if (weigh(r, SMC_BY_TWIST, !over, &stats, err) != 0)
-        return -1;
-    if (extinct(r))
-        return begin_final(r, err);
-    r->segment++;
-    return next_segment(r, err);
+    return weigh(r, SMC_BY_TWIST, !over, end_observed);
 }
 
 /* ---- potentials have been evaluated ---- */
@@ -543,11 +569,11 @@ static void finish_samples(struct run *r)
     run_say_done(r, log_z, ess, tokens);
 }
 
-static int phi_over(struct run *r, struct err *err)
+static int phi_over(struct run *r)
 {
     if (!r->phi_final) {
         set_twists(r);
-        return end_step(r, NULL, err);
+        return weigh_after_draw(r);
     }
     if (r->job->kind == JOB_SCORE)
         score_finish(r);
@@ -560,7 +586,7 @@ int run_advance(struct run *r, struct err *err)
 {
     if (r->overflows)
         return err_set(err, ERR_INVALID, "the twist's values are beyond all numbers");
-    while (r->outstanding == 0 && r->phase != RUN_ENDED) {
+    while (r->outstanding == 0 && r->phase != RUN_WEIGH && r->phase != RUN_ENDED) {
         int rc = 0;
         switch (r->phase) {
         case RUN_ROOT:
@@ -578,11 +604,15 @@ int run_advance(struct run *r, struct err *err)
             rc = force_advance(r, err);
             break;
         case RUN_PHI:
-            rc = phi_ended(r) ? phi_over(r, err) : phi_advance(r, err);
+            rc = phi_ended(r) ? phi_over(r) : phi_advance(r, err);
+            break;
+        case RUN_WEIGHED:
+            rc = weighed(r, err);
             break;
         case RUN_STUDY:
             rc = r->ops->advance(r, err);
             break;
+        case RUN_WEIGH:
         case RUN_ENDED:
             break;
         }

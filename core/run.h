@@ -1,9 +1,11 @@
 /* A running job: its population, what phase it is in, and what it owes. Internal to the engine.
  *
  *   root      the prompt, and inserted segments before the first hole, computed once
- *   draw      every live particle takes a token; then weigh, resample, say so; again until none is
- * live force     given tokens go into every particle: an observed segment, a completion to score
+ *   draw      every live particle takes a token; then weigh, resample, say so; as long as one lives
+ *   force     given tokens go into every particle: an observed segment, a completion to score
  *   phi       potentials are evaluated, on finished texts or (potential twist) on partial ones
+ *   weigh     the population is to be weighed, together with those of other runs
+ *   weighed   it has been, and the run goes on from where it asked for it
  *   study     of a job made of jobs: its runs go through the phases above (study.h)
  *
  * A phase ends when all its sequences have got what they owe; run_advance then decides the next. A
@@ -21,7 +23,16 @@ struct ticket { /* one accepted job; the engine's thread and those who cancel sh
     struct ticket *next;
 };
 
-enum run_phase { RUN_ROOT, RUN_DRAW, RUN_FORCE, RUN_PHI, RUN_STUDY, RUN_ENDED };
+enum run_phase {
+    RUN_ROOT,
+    RUN_DRAW,
+    RUN_FORCE,
+    RUN_PHI,
+    RUN_WEIGH,
+    RUN_WEIGHED,
+    RUN_STUDY,
+    RUN_ENDED,
+};
 
 struct particle {
     struct seq seq; /* own: all tokens after the prompt, inserted ones included */
@@ -123,9 +134,11 @@ struct run {
     int n_steps;    /* draws so far, for events */
     int *active_at; /* (cap+1) live particles after each step, over cohorts */
     int max_steps;
-    uint32_t weighings;
-    int (*span)[2];    /* (k, n_holes) own tokens of each hole */
-    struct seq **work; /* sequences of the phase */
+    uint32_t n_weighings;
+    struct smc_weighing weighing;               /* being asked for, or the last one */
+    int (*then)(struct run *, struct err *err); /* goes on when that is done */
+    int (*span)[2];                             /* (k, n_holes) own tokens of each hole */
+    struct seq **work;                          /* sequences of the phase */
     int n_work, outstanding;
     struct phi phi;
     bool phi_final;
@@ -155,7 +168,11 @@ int run_collect(struct run *, int budget); /* rows it adds to the step */
 bool run_drop_cache(struct run *,
                     struct seq *); /* down to what its base gives; whether that freed pages */
 void run_delivered(struct run *, struct seq *); /* one of its sequences has got all it owed */
-int run_advance(struct run *, struct err *err); /* nothing outstanding: next phase */
+/* Nothing outstanding: next phase. Stops where rows are owed again, or at RUN_WEIGH. */
+int run_advance(struct run *, struct err *err);
+/* Weigh those of n runs that ask for it, together; they are to be advanced then. Returns how many
+ * they were, or -1: the device failed. */
+int run_weigh(struct machine *, struct run *const *, int n, struct err *err);
 
 /* say.c */
 void run_say(struct run *, const struct event *);

@@ -49,44 +49,42 @@ static void inherit(struct population *p)
 
 /* ---- on the device ---- */
 
-/* A population's arrays in one piece of memory: what goes there, then what comes back. */
+/* The arrays of all populations of a call, one population behind the other, in one piece of memory:
+ * what goes there, then what comes back. */
 struct block {
-    double *log_w;            /* (k) */
-    struct resample_out *out; /* one */
-    double *log_rho;          /* (k) */
-    int32_t *ancestor;        /* (k) */
+    double *log_w;            /* (particles) */
+    double *log_rho;          /* (particles) */
+    struct resample_out *out; /* (populations) */
+    int32_t *ancestor;        /* (particles) */
+    char *end;
 };
 
-static struct block block_at(char *base, int k)
+static struct block block_at(void *base, int particles, int populations)
 {
-    struct block at = {.log_w = (void *)base};
-    at.out = (void *)(at.log_w + k);
-    at.log_rho = (void *)(at.out + 1);
-    at.ancestor = (void *)(at.log_rho + k);
+    struct block at = {.log_w = base};
+    at.log_rho = at.log_w + particles;
+    at.out = (void *)(at.log_rho + particles);
+    at.ancestor = (void *)(at.out + populations);
+    at.end = (void *)(at.ancestor + particles);
     return at;
 }
 
-static size_t bytes_there(int k)
+static size_t block_bytes(int particles, int populations)
 {
-    return (size_t)k * sizeof(double);
+    const size_t particle = 2 * sizeof(double) + sizeof(int32_t);
+    return (size_t)particles * particle + (size_t)populations * sizeof(struct resample_out);
 }
 
-static size_t bytes_back(int k)
+int smc_device_open(struct smc_device *d, struct backend *b, int max_particles, int max_populations,
+                    struct err *err)
 {
-    return sizeof(struct resample_out) + (size_t)k * (sizeof(double) + sizeof(int32_t));
-}
-
-int smc_device_open(struct smc_device *d, struct backend *b, int max_k, struct err *err)
-{
-    const size_t bytes = bytes_there(max_k) + bytes_back(max_k);
-    void *dev;
-    *d = (struct smc_device){.b = b, .max_k = max_k};
+    const size_t bytes = block_bytes(max_particles, max_populations);
+    *d = (struct smc_device){
+        .b = b, .max_particles = max_particles, .max_populations = max_populations};
     d->host = calloc(1, bytes);
-    CHECK(d->host && "out of memory");
-    if (b->ops->alloc(b, &dev, bytes) != 0)
-        return err_set(err, ERR_INTERNAL, "%s", b->why);
-    d->dev = dev;
-    return 0;
+    d->args = calloc((size_t)max_populations, sizeof *d->args);
+    CHECK(d->host && d->args && "out of memory");
+    return b->ops->alloc(b, &d->dev, bytes) ? err_set(err, ERR_INTERNAL, "%s", b->why) : 0;
 }
 
 void smc_device_close(struct smc_device *d)
@@ -94,36 +92,68 @@ void smc_device_close(struct smc_device *d)
     if (d->dev)
         d->b->ops->release(d->b, d->dev);
     free(d->host);
+    free(d->args);
 }
 
-int smc_resample(struct population *p, struct smc_device *d, enum smc_priority by, uint32_t step,
-                 struct smc_stats *stats, struct err *err)
+/* Priorities into the host's block; arguments that point into the device's. */
+static void stage(struct smc_device *d, struct smc_weighing *const *w, int n,
+                  const struct block *host, const struct block *dev)
+{
+    for (int i = 0, at = 0; i < n; i++) {
+        const struct population *p = w[i]->population;
+        d->args[i] = (struct resample_args){
+            .log_w = dev->log_w + at,
+            .ancestor = dev->ancestor + at,
+            .log_rho = dev->log_rho + at,
+            .k = p->k,
+            .scheme = p->scheme,
+            .ess_threshold = w[i]->may_resample ? p->ess_threshold : 0,
+            .pinned = p->pinned,
+            .seed = p->seed,
+            .step = w[i]->step,
+        };
+        for (int k = 0; k < p->k; k++)
+            host->log_w[at++] = priority(p, k, w[i]->by);
+    }
+}
+
+/* There, and back: the one wait for the device. */
+static int weigh_on_device(struct smc_device *d, int n, const struct block *host,
+                           const struct block *dev)
 {
     struct backend *b = d->b;
-    CHECK(p->k <= d->max_k);
-    const struct block dev = block_at(d->dev, p->k), host = block_at(d->host, p->k);
-    const struct resample_args args = {
-        .log_w = dev.log_w,
-        .ancestor = dev.ancestor,
-        .log_rho = dev.log_rho,
-        .k = p->k,
-        .scheme = p->scheme,
-        .ess_threshold = p->ess_threshold,
-        .pinned = p->pinned,
-        .seed = p->seed,
-        .step = step,
-    };
-    for (int i = 0; i < p->k; i++)
-        host.log_w[i] = priority(p, i, by);
-    if (b->ops->upload(b, dev.log_w, host.log_w, bytes_there(p->k)) ||
-        b->ops->resample(b, &args, dev.out, 1) ||
-        b->ops->download(b, host.out, dev.out, bytes_back(p->k)))
-        return err_set(err, ERR_INTERNAL, "%s", b->why);
-    memcpy(p->log_rho, host.log_rho, (size_t)p->k * sizeof *p->log_rho);
-    memcpy(p->ancestor, host.ancestor, (size_t)p->k * sizeof *p->ancestor);
-    if (host.out->resampled)
+    const size_t there = (size_t)((char *)host->log_rho - (char *)host->log_w);
+    const size_t back = (size_t)(host->end - (char *)host->log_rho);
+    return b->ops->upload(b, dev->log_w, host->log_w, there) ||
+           b->ops->resample(b, d->args, dev->out, n) ||
+           b->ops->download(b, host->log_rho, dev->log_rho, back);
+}
+
+static void take(struct smc_weighing *w, const struct resample_out *out, const double *log_rho,
+                 const int32_t *ancestor)
+{
+    struct population *p = w->population;
+    memcpy(p->log_rho, log_rho, (size_t)p->k * sizeof *log_rho);
+    memcpy(p->ancestor, ancestor, (size_t)p->k * sizeof *ancestor);
+    if (out->resampled)
         inherit(p);
-    *stats = (struct smc_stats){host.out->log_mean, host.out->ess, host.out->resampled != 0};
+    w->stats = (struct smc_stats){out->log_mean, out->ess, out->resampled != 0};
+}
+
+int smc_weigh(struct smc_device *d, struct smc_weighing *const *w, int n, struct err *err)
+{
+    int particles = 0;
+    for (int i = 0; i < n; i++)
+        particles += w[i]->population->k;
+    if (n == 0)
+        return 0;
+    CHECK(n <= d->max_populations && particles <= d->max_particles);
+    const struct block host = block_at(d->host, particles, n), dev = block_at(d->dev, particles, n);
+    stage(d, w, n, &host, &dev);
+    if (weigh_on_device(d, n, &host, &dev) != 0)
+        return err_set(err, ERR_INTERNAL, "%s", d->b->why);
+    for (int i = 0, at = 0; i < n; at += w[i++]->population->k)
+        take(w[i], &host.out[i], host.log_rho + at, host.ancestor + at);
     return 0;
 }
 

@@ -27,7 +27,7 @@ struct population {
     double *lambda; /* (k) log Λ of a live particle's next token: Σ_v p0 ψ, with ψ absolute (lpsi
                        included) */
     uint8_t *status;   /* (k) enum particle_status */
-    int32_t *ancestor; /* (k) of the last smc_resample */
+    int32_t *ancestor; /* (k) of the last smc_weigh */
     double *log_rho;   /* (k) its normalised log priorities */
     /* the request's wishes */
     enum resample_scheme scheme;
@@ -39,16 +39,6 @@ struct population {
 /* All live, L = lpsi = 0. The arrays live in the arena. */
 void smc_init(struct population *, struct arena *, int k, enum resample_scheme,
               double ess_threshold, uint64_t seed);
-
-/* Where the device weighs populations, one after the other. */
-struct smc_device {
-    struct backend *b;
-    char *dev, *host; /* the arrays of one population, there and on their way */
-    int max_k;
-};
-/* For populations of up to max_k particles. What a failure leaves is smc_device_close's. */
-int smc_device_open(struct smc_device *, struct backend *, int max_k, struct err *err);
-void smc_device_close(struct smc_device *);
 
 /* What to weigh by. */
 enum smc_priority {
@@ -62,12 +52,34 @@ struct smc_stats {
     bool resampled;
 };
 
-/* Weigh the population and resample it if its ESS asks for it. When resampled: ancestor tells where
- * each slot's particle came from (survivors keep their slot), and L, lpsi, lambda, status are
- * already those of the ancestors with L corrected: L'[j] = L[a] - log K - log rho[a]. `step` makes
- * the random numbers of this call its own. */
-int smc_resample(struct population *, struct smc_device *, enum smc_priority, uint32_t step,
-                 struct smc_stats *out, struct err *err);
+/* A population to be weighed, and resampled if it may be and its ESS asks for it. When resampled:
+ * ancestor tells where each slot's particle came from (survivors keep their slot), and L, lpsi,
+ * lambda, status are already those of the ancestors with L corrected: L'[j] = L[a] - log K -
+ * log rho[a]. */
+struct smc_weighing {
+    struct population *population;
+    enum smc_priority by;
+    bool may_resample;
+    uint32_t step;          /* makes the random numbers of this weighing its own */
+    struct smc_stats stats; /* out */
+};
+
+/* Where the device weighs populations, all of a call at once. */
+struct smc_device {
+    struct backend *b;
+    void *dev, *host;           /* their arrays, there and on their way */
+    struct resample_args *args; /* (max_populations) */
+    int max_particles, max_populations;
+};
+/* For so many populations, of so many particles in all. What a failure leaves is
+ * smc_device_close's. */
+int smc_device_open(struct smc_device *, struct backend *, int max_particles, int max_populations,
+                    struct err *err);
+void smc_device_close(struct smc_device *);
+
+/* Weigh n different populations, in one operation; n may be 0. What a population gets does not
+ * depend on the others. -1: the device failed. */
+int smc_weigh(struct smc_device *, struct smc_weighing *const *, int n, struct err *err);
 
 /* Particle i took a token: L += log p0 - log q, lpsi = the text's new log ψ. A token that the prior
  * or the proposal makes impossible kills it; an lpsi of -inf does not, but such a particle has no

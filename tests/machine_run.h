@@ -71,11 +71,15 @@ static inline void machine_forward(struct machine *m, struct run **runs, int n)
 static inline int machine_step(struct machine *m, struct run **runs, int n)
 {
     struct err err;
-    int live = 0;
+    int live = 0, weighed;
     machine_forward(m, runs, n);
-    for (int i = 0; i < n; i++)
-        if (runs[i]->phase != RUN_ENDED && runs[i]->outstanding == 0)
-            must(run_advance(runs[i], &err), &err);
+    do {
+        for (int i = 0; i < n; i++)
+            if (runs[i]->phase != RUN_ENDED && runs[i]->outstanding == 0)
+                must(run_advance(runs[i], &err), &err);
+        weighed = run_weigh(m, runs, n, &err);
+        must(weighed < 0, &err);
+    } while (weighed > 0);
     for (int i = 0; i < n; i++)
         live += runs[i]->phase != RUN_ENDED;
     return live;

@@ -119,7 +119,7 @@ static inline void decode_open(struct decode *d, struct backend *b, const struct
     const struct model_opts opts = decode_opts(d, d->most);
     decode_must(model_open(&d->m, b, d->g, &d->c, &opts, &err), &err);
     decode_must(batch_open(&d->batch, d->most, decode_pages(d, d->most), &err), &err);
-    decode_must(smc_device_open(&d->weigher, b, d->most, &err), &err);
+    decode_must(smc_device_open(&d->weigher, b, d->most, 1, &err), &err);
     decode_rows(d);
     decode_prior(d);
 }
@@ -218,7 +218,6 @@ static inline void decode_batch(struct decode *d)
 static inline void decode_weigh(struct decode *d)
 {
     struct err err;
-    struct smc_stats stats;
     struct population *p = &d->pop;
     for (int i = 0; i < p->k; i++) {
         const struct propose_out *o = &d->out[i];
@@ -226,13 +225,15 @@ static inline void decode_weigh(struct decode *d)
         smc_extend(p, i, o->log_p0, o->log_q, p->lpsi[i] + walk);
         d->token[i] = o->token;
     }
-    decode_must(smc_resample(p, &d->weigher, SMC_BY_TWIST, (uint32_t)d->t, &stats, &err), &err);
-    if (stats.resampled) {
+    struct smc_weighing w = {
+        .population = p, .by = SMC_BY_TWIST, .may_resample = true, .step = (uint32_t)d->t};
+    decode_must(smc_weigh(&d->weigher, &(struct smc_weighing *){&w}, 1, &err), &err);
+    if (w.stats.resampled) {
         kv_retable(d->pool, d->seqs, p->ancestor, p->k);
         for (int i = 0; i < p->k; i++) /* ancestors keep their slot */
             d->token[i] = d->token[p->ancestor[i]];
     }
-    d->resampled += stats.resampled;
+    d->resampled += w.stats.resampled;
     d->t++;
 }
 

@@ -280,6 +280,14 @@ static void test_amid_others(struct engine *e)
         usleep(1000);
 }
 
+/* However many jobs there have been in a step, their populations were weighed in one operation. */
+static void test_weighed_together(struct engine *e)
+{
+    struct engine_stats stats;
+    engine_stats(e, &stats);
+    EXPECT(stats.op_calls[OP_RESAMPLE] > 0 && stats.op_calls[OP_RESAMPLE] <= stats.steps);
+}
+
 static void test_drain_and_close(void)
 {
     enum { N = 12 };
@@ -310,6 +318,7 @@ int main(void)
     test_plain_sampling(e);
     test_nothing_changes_the_samples(e);
     test_amid_others(e);
+    test_weighed_together(e);
     engine_close(e);
     test_could_never_fit();
     test_drain_and_close();

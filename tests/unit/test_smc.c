@@ -98,31 +98,6 @@ static void small_functions(void)
     }
 }
 
-static int broken_resample(struct backend *b, const struct resample_args *args,
-                           struct resample_out *out, int n)
-{
-    (void)args, (void)out, (void)n;
-    snprintf(b->why, sizeof b->why, "the device is gone");
-    return -1;
-}
-
-static void a_broken_device(void)
-{
-    const struct backend_ops ops = {.resample = broken_resample, .upload = copy_op};
-    struct backend b = {.ops = &ops};
-    double dev[16], host[16];
-    struct smc_device d = {&b, (char *)dev, (char *)host, 2};
-    struct arena arena = {NULL};
-    struct population p;
-    struct smc_stats stats;
-    struct err err;
-    smc_init(&p, &arena, 2, RESAMPLE_SYSTEMATIC, 0.5, 1);
-    EXPECT_INT(smc_resample(&p, &d, SMC_BY_TWIST, 1, &stats, &err), -1);
-    EXPECT_INT(err.code, ERR_INTERNAL);
-    EXPECT_STR(err.msg, "the device is gone");
-    arena_free(&arena);
-}
-
 /* A particle that dies has weight 0, no children, and makes no NaN; so does a population. */
 static void death(void)
 {
@@ -449,7 +424,6 @@ int main(void)
     for (int v = 0; v < a.v; v++)
         EXPECT_NEAR(a.optimal[1][v], golden_toys[0].log_psi_1[v], 1e-12);
     small_functions();
-    a_broken_device();
     death();
     lineage();
     exact_twists(&a);
