@@ -80,9 +80,9 @@ static int plan_memory(struct machine *m, const struct engine_opts *opts, struct
                               .n_pages = 1,
                               .context = info->context,
                               .twists = *info->twist_dir};
-    model_memory(&info->config, m->backend->act, m->gguf, mo, &info->memory);
+    model_memory(&info->config, m->backend, m->gguf, mo, &info->memory);
     info->n_pages = mo->n_pages = plan_kv(m, opts, &info->memory);
-    model_memory(&info->config, m->backend->act, m->gguf, mo, &info->memory);
+    model_memory(&info->config, m->backend, m->gguf, mo, &info->memory);
     return check_fits(m, err);
 }
 

@@ -41,7 +41,7 @@ struct model_opts {
 struct model_memory {
     size_t weights, kv, activations, total;
 };
-void model_memory(const struct model_config *, enum act_type, const struct gguf *,
+void model_memory(const struct model_config *, const struct backend *, const struct gguf *,
                   const struct model_opts *, struct model_memory *out);
 
 /* The file stays open as long as the model: rows of the embedding table are read from its mapping.

@@ -10,8 +10,7 @@
  * block again (with them 2 KiB of twists). Nothing is written but biases and results. Top-k and
  * top-p read the row once more for their threshold and once more to weigh what is left, but of
  * blocks whose maximum is too small nothing; one more time where more than a few thousand logits
- * may be the threshold. A gradient reads what it read once more. With logits in chunks that stay in
- * the second-level cache, only the twists come from memory.
+ * may be the threshold. A gradient reads what it read once more.
  *
  * Every sum has an order that the vocabulary fixes, except those of the search for a threshold:
  * their terms are integers, and the order does not matter. */

@@ -14,7 +14,7 @@ static void check_config(const struct model_config *c, const struct gguf *g)
     CHECK(c->norm_eps > 0 && c->rope_base > 0 && c->rope_scale > 0 && c->context > 0);
     CHECK(down && down->dim[0] == c->ffn && down->dim[1] == c->dim);
     CHECK(strlen(c->name) > 0);
-    model_memory(c, ACT_BF16, g, &opts, &memory);
+    model_memory(c, &(struct backend){.act = ACT_BF16}, g, &opts, &memory);
     CHECK(memory.total >= memory.weights && memory.weights >= (size_t)c->parameters);
 }
 

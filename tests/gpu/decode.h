@@ -99,7 +99,7 @@ static inline int decode_fitting(const struct decode *d, int most)
     for (;; most /= 2) {
         struct model_memory need;
         const struct model_opts opts = decode_opts(d, most);
-        model_memory(&d->c, d->b->act, d->g, &opts, &need);
+        model_memory(&d->c, d->b, d->g, &opts, &need);
         if (most == 1 || d->b->memory == 0 || need.total < d->b->memory * 9 / 10)
             return most;
     }
