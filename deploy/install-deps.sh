@@ -5,7 +5,8 @@ set -euo pipefail
 usage() {
     cat <<'TEXT'
 usage: deploy/install-deps.sh [--tests] [--check]
-  --tests   also what the test suite needs: a C++ compiler, clang with its sanitizer and fuzzer runtime
+  --tests   also what the test suite needs: a C++ compiler, clang with its sanitizer and fuzzer runtime; nginx,
+            promtool and a browser (Debian may start nginx and Prometheus as services when it installs them)
   --check   install nothing: list what is missing, exit 1 if anything is
 After it, `cmake -S . -B DIR && cmake --build DIR` builds the program.
 TEXT
@@ -86,6 +87,7 @@ updated=false
 install_missing "${packages[@]}"
 if $tests; then
     install_missing g++ clang libomp-dev
+    install_missing nginx-light openssl prometheus chromium chromium-driver
     install_missing "$(clang_runtime)"
 fi
 
