@@ -13,6 +13,8 @@ enum event_type {
     EVENT_RESAMPLE,
     EVENT_SAMPLE,
     EVENT_SCORE,  /* one result of /v1/score */
+    EVENT_TOKENS, /* tokens of choices that are still growing */
+    EVENT_CHOICE, /* a whole choice of JOB_COMPLETE */
     EVENT_BOUND,  /* one run's bound on log Z */
     EVENT_UPDATE, /* one step of learning */
     EVENT_DONE,   /* the last one of a whole answer */
@@ -27,6 +29,13 @@ struct event_text {
 struct event_hole {
     const char *name;
     struct event_text text;
+};
+
+struct event_token {
+    int index; /* of its choice, or particle */
+    int32_t token;
+    bool ended;   /* the text ends with it … */
+    bool stopped; /* … as it is EOS or completes a stop string */
 };
 
 /* A mean over runs; se, its standard error, is NaN (JSON: null) for n < 2, mean for n = 0. */
@@ -78,6 +87,17 @@ struct event {
             const double *log_twist;   /* (n_tokens) or NULL without a twist */
             const double *token_log_p; /* (n_tokens) or NULL */
         } score;
+        struct {
+            int first; /* to be added to the indices */
+            const struct event_token *token;
+            int n;
+        } tokens;
+        struct {
+            int index;             /* prompt * n + its number */
+            const int32_t *tokens; /* EOS and stop strings included */
+            int n_tokens;
+            bool stopped;
+        } choice;
         struct {
             bool upper; /* kind */
             double log_z;

@@ -111,10 +111,17 @@ struct segment {
 };
 
 enum job_kind {
-    JOB_SAMPLE, /* draw a population */
-    JOB_SCORE,  /* probabilities of given completions */
-    JOB_BOUNDS, /* lower and upper bounds on log Z */
-    JOB_LEARN,  /* a twist */
+    JOB_SAMPLE,   /* draw a population */
+    JOB_SCORE,    /* probabilities of given completions */
+    JOB_BOUNDS,   /* lower and upper bounds on log Z */
+    JOB_LEARN,    /* a twist */
+    JOB_COMPLETE, /* choices for each of several prompts */
+};
+
+struct prompt {
+    struct ids ids;   /* not empty */
+    const char *text; /* for {prompt} of judges */
+    size_t len;
 };
 
 /* Exact draws of σ: given, or drawn by rejection. */
@@ -137,6 +144,16 @@ struct learn {
     int condition_batch;  /* … so many in an update, particles shared among them */
     int checkpoint;       /* save every so many updates; 0: at the end only */
     int bounds;           /* say bounds every so many updates; 0: never */
+};
+
+/* What JOB_COMPLETE answers. The prior, the potentials, particles (a prompt's), seed, resampling
+ * and the one hole are the job's. */
+struct complete {
+    struct prompt *prompts; /* the first is the job's own */
+    int n_prompts;
+    int n;       /* choices for each: all its particles, or with potentials so many draws of them */
+    bool draws;  /* false: max_tokens 0, nothing is drawn, and the hole's one token is a stand-in */
+    bool tokens; /* say each token as it is drawn; no potentials then */
 };
 
 struct job {
@@ -177,11 +194,15 @@ struct job {
     bool named_holes; /* samples report "holes" */
     bool logprobs;    /* samples carry token_log_p */
     bool ev_step, ev_resample, ev_sample, ev_particles;
+    bool ev_tokens;
+    int n_choices; /* > 0: the samples are so many draws from the final weights */
 
     /* JOB_BOUNDS, JOB_LEARN */
     struct targets targets;
     int repeats; /* JOB_BOUNDS: runs of each kind */
     struct learn learn;
+
+    struct complete complete; /* JOB_COMPLETE */
 
     /* of a bounds' or a learning's own runs */
     const struct ids *pinned; /* particle 0 is this text: conditional SMC */

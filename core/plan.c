@@ -340,6 +340,7 @@ static void allocate(struct run *r)
     r->log_twist = ARENA_NEW(a, double, r->cap + 1);
     r->texts = ARENA_NEW(a, struct event_text, k);
     r->holes = ARENA_NEW(a, struct event_hole, r->n_holes + 1);
+    r->tokens = j->ev_tokens ? ARENA_NEW(a, struct event_token, k) : NULL;
     for (int i = 0; i < j->n_potentials; i++)
         if (j->potentials[i].type == POTENTIAL_JUDGE &&
             j->potentials[i].judge.n_answers > n_answers)

@@ -466,6 +466,8 @@ static int take_tokens(struct run *r, struct err *err)
             commit(r, i);
     }
     run_trace_cloud(r);
+    if (r->job->ev_tokens)
+        run_say_tokens(r);
     if (!twist_due(r))
         return r->adapted ? end_step(r, err) : weigh_after_draw(r);
     phi_items_of_population(r, true);
@@ -548,6 +550,32 @@ static void set_twists(struct run *r)
     }
 }
 
+/* Unweighted draws from a weighted population, which must have some weight. */
+static void say_choices(struct run *r)
+{
+    const struct job *j = r->job;
+    int32_t *chosen = ARENA_NEW(&r->job->arena, int32_t, j->n_choices);
+    smc_choose(r->weight, r->k, j->scheme, j->seed, j->n_choices, chosen);
+    for (int i = 0; i < j->n_choices; i++)
+        run_say_sample(r, chosen[i], i);
+}
+
+static void fail_extinct(struct run *r)
+{
+    struct err err;
+    err_field(&err, "potential",
+              "is 0 for every one of the %d particles: more of them, a twist or a softer potential "
+              "may find a text that it allows",
+              r->k);
+    run_fail(r, &err);
+}
+
+static void say_samples(struct run *r)
+{
+    for (int i = 0; i < r->k; i++)
+        run_say_sample(r, i, i);
+}
+
 static void finish_samples(struct run *r)
 {
     int64_t tokens = 0;
@@ -564,8 +592,14 @@ static void finish_samples(struct run *r)
         r->n_steps++;
         run_say_step(r, r->active_at[r->n_steps], r->k, r->root_log_obs);
     }
-    for (int i = 0; i < r->k && r->job->ev_sample; i++)
-        run_say_sample(r, i);
+    if (r->job->n_choices && log_z == -INFINITY) {
+        fail_extinct(r);
+        return;
+    }
+    if (r->job->n_choices)
+        say_choices(r);
+    else if (r->job->ev_sample)
+        say_samples(r);
     run_say_done(r, log_z, ess, tokens);
 }
 

@@ -146,9 +146,10 @@ struct run {
     const struct seq **redraw;
     int *redraw_particle;
     double *log_w, *weight, *log_phi;
-    double *log_twist;        /* (cap) of one scored text */
-    struct event_text *texts; /* (k) with "particles" */
-    struct event_hole *holes; /* (n_holes) */
+    double *log_twist;          /* (cap) of one scored text */
+    struct event_text *texts;   /* (k) with "particles" */
+    struct event_hole *holes;   /* (n_holes) */
+    struct event_token *tokens; /* (k) with ev_tokens */
 };
 
 /* Plan a job: sizes and page quota. HTTP thread. Refuses (ERR_INVALID) what could never fit. Takes
@@ -179,7 +180,8 @@ void run_say(struct run *, const struct event *);
 void run_say_start(struct run *);
 void run_say_step(struct run *, int active, double ess, double log_z);
 void run_say_resample(struct run *, double ess);
-void run_say_sample(struct run *, int i);
+void run_say_tokens(struct run *);                   /* those that were just drawn */
+void run_say_sample(struct run *, int i, int index); /* particle i, under this index */
 void run_say_done(struct run *, double log_z, double ess, int64_t tokens); /* and the end */
 void run_fail(struct run *, const struct err *); /* error event, and the end, if it is not over */
 /* The text of own tokens [from, to), appended to out. Uses the machine's `bytes` scratch. */

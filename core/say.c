@@ -76,7 +76,23 @@ void run_say_resample(struct run *r, double ess)
                        .step = r->n_steps, .ess = ess, .ancestors = r->pop.ancestor, .n = r->k}});
 }
 
-void run_say_sample(struct run *r, int i)
+void run_say_tokens(struct run *r)
+{
+    int n = 0;
+    for (int i = r->cohort; i < r->cohort_end; i++) {
+        const struct particle *p = &r->p[i];
+        if (!p->drew || r->pop.status[i] == PARTICLE_DEAD)
+            continue;
+        bool ended = r->pop.status[i] == PARTICLE_DONE;
+        r->tokens[n++] = (struct event_token){.index = i,
+                                              .token = p->seq.own[p->seq.n_own - 1],
+                                              .ended = ended,
+                                              .stopped = ended && p->stopped};
+    }
+    run_say(r, &(struct event){.type = EVENT_TOKENS, .tokens = {.token = r->tokens, .n = n}});
+}
+
+void run_say_sample(struct run *r, int i, int index)
 {
     const struct particle *p = &r->p[i];
     struct event_hole *holes = r->holes;
@@ -99,7 +115,7 @@ void run_say_sample(struct run *r, int i)
             at += holes[h++].text.len;
         }
     run_say(r, &(struct event){.type = EVENT_SAMPLE,
-                               .sample = {.index = i,
+                               .sample = {.index = index,
                                           .text = {text->data ? text->data : "", len},
                                           .tokens = p->seq.own,
                                           .n_tokens = p->seq.n_own,

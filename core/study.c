@@ -16,6 +16,8 @@ const struct study_ops *study_ops_of(enum job_kind kind)
         return &bounds_ops;
     case JOB_LEARN:
         return &learn_ops;
+    case JOB_COMPLETE:
+        return &complete_ops;
     case JOB_SAMPLE:
     case JOB_SCORE:
         break;
@@ -85,6 +87,7 @@ struct job *study_job(const struct run *parent, enum job_kind kind, uint64_t n)
     j->named_holes = j->logprobs = j->per_token = false;
     j->targets = (struct targets){0};
     j->learn = (struct learn){0};
+    j->complete = (struct complete){0};
     if (kind == JOB_SCORE)
         j->n_segments = 0;
     return j;

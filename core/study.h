@@ -6,7 +6,7 @@
 #include "run.h"
 #include "trace.h"
 
-enum { MAX_STUDIES = 16 }; /* at once; those that wait for a place are passed by in the line */
+enum { MAX_STUDIES = 256 }; /* at once; those that wait for a place are passed by in the line */
 
 /* What a kind of study does; run->study is its own state, in the run's arena or freed by close. */
 struct study_ops {
@@ -19,7 +19,7 @@ struct study_ops {
     void (*close)(struct run *); /* also after a failure or a cancellation, begun or not; its runs
                                     are closed already */
 };
-extern const struct study_ops bounds_ops, learn_ops;
+extern const struct study_ops bounds_ops, learn_ops, complete_ops;
 
 /* Run a job for a study. It queues behind those already waiting (of a study's runs one at a time,
  * so that others get their turn), is cancelled with its parent, and is counted in no statistics of

@@ -31,6 +31,10 @@ struct draft {
     const json_t *targets;
     /* /v1/bounds */
     int repeats;
+    /* /v1/completions */
+    int n, best_of;
+    bool echo;
+    const json_t *stream_options;
     /* /v1/twists */
     struct text name;
     const json_t *prompts, *head, *condition;
@@ -57,9 +61,9 @@ struct draft {
     {"top_k", FIELD_INT, DRAFT(top_k), .min = 0, .max = 0x7fffffff},                               \
     {"top_p", FIELD_NUMBER, DRAFT(top_p), .min = 1e-6, .max = 1},                                  \
     {"logit_bias", FIELD_ANY, DRAFT(logit_bias)}
-#define POPULATION_FIELDS(least)                                                                   \
+#define POPULATION_FIELDS(least, least_tokens)                                                                   \
     {"particles", FIELD_INT, DRAFT(particles), .min = (least), FIELD_LIMIT(max_particles)},        \
-    {"max_tokens", FIELD_INT, DRAFT(max_tokens), .min = 1, FIELD_LIMIT(max_tokens)},               \
+    {"max_tokens", FIELD_INT, DRAFT(max_tokens), .min = (least_tokens), FIELD_LIMIT(max_tokens)},               \
     {"stop", FIELD_ANY, DRAFT(stop)},                                                              \
     {"seed", FIELD_ANY, DRAFT(seed)},                                                              \
     {"resampling", FIELD_ANY, DRAFT(resampling)},                                                  \
@@ -74,6 +78,7 @@ struct request_form {
     int (*make)(const struct reader *, const struct draft *, struct job *);
     enum job_kind kind;
     const char *prefix; /* of its ids */
+    bool tolerant;      /* fields that other servers know are fine as long as they change nothing */
 };
 
 /* A body of this form to a job: what every request_ function of request.h does. */
@@ -84,13 +89,7 @@ int request_read(const struct request_form *, struct job **out, struct request_o
 
 struct place top(const char *field);
 
-/* A prompt as ids, and as a text in the arena. */
-struct prompt {
-    struct ids ids;
-    const char *text;
-    size_t len;
-};
-/* value NULL: the empty prompt. */
+/* A prompt as ids, and as a text in the arena. value NULL: the empty prompt. */
 int prompt_read(const struct reader *, struct place, const json_t *value, struct prompt *out);
 void prompt_set(struct job *j, const struct prompt *);
 
@@ -102,6 +101,13 @@ int population_read(const struct reader *, const struct draft *, struct job *j);
  * fit into the context, and the potentials behind them? */
 int fit_check(const struct reader *, const struct draft *, const struct job *j, struct place prompt,
               int64_t longest, struct place why);
+
+/* ---- request_completion.c ---- */
+
+/* Take out of a body the fields that change nothing, and refuse those that would change something.
+ */
+int fields_tolerate(const struct reader *, json_t *body);
+int stream_options_read(const struct reader *, const json_t *value, bool *include_usage);
 
 /* ---- request_bias.c: an object from tokens to numbers, ascending by token, each once ---- */
 

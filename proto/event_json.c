@@ -259,6 +259,8 @@ static struct buf *list_of(struct answer *a, enum event_type type)
     case EVENT_UPDATE:
         return &a->history;
     case EVENT_START:
+    case EVENT_TOKENS:
+    case EVENT_CHOICE:
     case EVENT_DONE:
     case EVENT_ERROR:
         break;

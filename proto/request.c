@@ -264,10 +264,14 @@ int request_read(const struct request_form *form, struct job **out, struct reque
     struct draft d = form->defaults;
     d.body = json;
     j->kind = form->kind;
-    int rc = fields_read(&r, body, json, form->fields, form->n_fields, &d);
+    int rc = form->tolerant ? fields_tolerate(&r, json) : 0;
+    if (!rc)
+        rc = fields_read(&r, body, json, form->fields, form->n_fields, &d);
     r.special = j->special = d.special;
     if (!rc)
         rc = form->make(&r, &d, j);
+    if (!rc)
+        rc = stream_options_read(&r, d.stream_options, &opts->include_usage);
     json_decref(json);
     if (rc) {
         job_free(j);
@@ -275,6 +279,7 @@ int request_read(const struct request_form *form, struct job **out, struct reque
     }
     set_id(j, form->prefix);
     opts->stream = d.stream;
+    opts->echo = d.echo;
     *out = j;
     return 0;
 }
@@ -283,7 +288,7 @@ int request_read(const struct request_form *form, struct job **out, struct reque
 
 static const struct field sample_fields[] = {
     TARGET_FIELDS,
-    POPULATION_FIELDS(1),
+    POPULATION_FIELDS(1, 1),
     {"twist", FIELD_ANY, DRAFT(twist)},
     {"proposal", FIELD_CHOICE, DRAFT(proposal), .choices = proposal_names},
     {"segments", FIELD_ANY, DRAFT(segments)},
@@ -346,7 +351,7 @@ int request_score(struct job **out, const char *text, size_t len, const struct e
 
 static const struct field bounds_fields[] = {
     TARGET_FIELDS,
-    POPULATION_FIELDS(1),
+    POPULATION_FIELDS(1, 1),
     {"twist", FIELD_ANY, DRAFT(twist)},
     {"proposal", FIELD_CHOICE, DRAFT(proposal), .choices = proposal_names},
     {"segments", FIELD_ANY, DRAFT(segments)},

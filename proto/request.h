@@ -10,6 +10,8 @@
 
 struct request_opts { /* what concerns the answer's form, not the engine */
     bool stream;
+    bool include_usage; /* a completion's stream says it */
+    bool echo;          /* a completion's text begins with its prompt */
 };
 
 /* POST /v1/sample and /v1/score. On success *out is the caller's (job_free). On failure err says
@@ -29,6 +31,10 @@ int request_bounds(struct job **out, struct request_opts *, const char *body, si
  * (ERR_INVALID, no param) where the server has no folder of twists. */
 int request_learn(struct job **out, struct request_opts *, const char *body, size_t len,
                   const struct engine_info *, struct err *err);
+
+/* POST /v1/completions: OpenAI's request, and ours in it. Its answer: completion.h. */
+int request_completion(struct job **out, struct request_opts *, const char *body, size_t len,
+                       const struct engine_info *, struct err *err);
 
 /* POST /tokenize, /detokenize: body in, whole JSON answer out (malloc'ed, NUL-terminated, the
  * caller's). NULL: err. */

@@ -12,7 +12,7 @@ static const char *const methods[] = {"ctl", "rl", "sixo", "fudge", "dpg", NULL}
 
 static const struct field learn_fields[] = {
     TARGET_FIELDS,
-    POPULATION_FIELDS(2),
+    POPULATION_FIELDS(2, 1),
     {"name", FIELD_TEXT, DRAFT(name), .required = true},
     {"prompts", FIELD_ANY, DRAFT(prompts)},
     {"head", FIELD_ANY, DRAFT(head)},

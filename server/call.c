@@ -185,7 +185,8 @@ static void saw_event(void *user, const struct event *e)
         metrics_queued(c->service->metrics, e->done.queue_seconds);
 }
 
-void call_open_stream(struct call *c, enum stream_form form, enum job_kind kind)
+void call_open_stream(struct call *c, enum stream_form form, enum job_kind kind,
+                      struct completion *completion)
 {
     bool whole = form == STREAM_WHOLE;
     const union MHD_ConnectionInfo *info =
@@ -193,6 +194,7 @@ void call_open_stream(struct call *c, enum stream_form form, enum job_kind kind)
     c->stream = stream_open(&(struct stream_opts){
         .form = form,
         .kind = kind,
+        .completion = completion,
         .limit = whole ? WHOLE_ANSWER_MAX : c->service->config->stream_buffer,
         .connection = c->connection,
         .fd = info->connect_fd,

@@ -73,7 +73,7 @@ enum MHD_Result call_fail(struct call *, const struct err *);
 
 /* Open c->stream for a job; drop it if the engine refuses the job; else answer with it, unless it
  * is STREAM_WHOLE. */
-void call_open_stream(struct call *, enum stream_form, enum job_kind);
+void call_open_stream(struct call *, enum stream_form, enum job_kind, struct completion *take);
 void call_drop_stream(struct call *);
 enum MHD_Result call_reply_stream(struct call *, const char *content_type);
 

@@ -82,6 +82,12 @@ static void walk_event(struct walk *w, struct event *e)
         PART(w, e->score.log_twist, e->score.n_tokens);
         PART(w, e->score.token_log_p, e->score.n_tokens);
         break;
+    case EVENT_TOKENS:
+        PART(w, e->tokens.token, e->tokens.n);
+        break;
+    case EVENT_CHOICE:
+        PART(w, e->choice.tokens, e->choice.n_tokens);
+        break;
     case EVENT_DONE:
         part_string(w, &e->done.name);
         break;
@@ -108,6 +114,10 @@ static size_t used_size(enum event_type type)
         return head + sizeof e->sample;
     case EVENT_SCORE:
         return head + sizeof e->score;
+    case EVENT_TOKENS:
+        return head + sizeof e->tokens;
+    case EVENT_CHOICE:
+        return head + sizeof e->choice;
     case EVENT_BOUND:
         return head + sizeof e->bound;
     case EVENT_UPDATE:

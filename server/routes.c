@@ -32,11 +32,13 @@ static enum MHD_Result answer_whole(struct call *c)
     }
 }
 
-static enum MHD_Result submit(struct call *c, struct job *job, enum stream_form form)
+/* completion, taken: the answer's shape, or NULL. */
+static enum MHD_Result submit(struct call *c, struct job *job, enum stream_form form,
+                              struct completion *completion)
 {
     struct err err;
     uint64_t handle = 0;
-    call_open_stream(c, form, job->kind);
+    call_open_stream(c, form, job->kind, completion);
     if (engine_submit(c->service->engine, job, stream_sink(c->stream), &handle, &err)) {
         call_drop_stream(c);
         job_free(job);
@@ -84,7 +86,11 @@ post_job(struct call *c, int (*request)(struct job **, struct request_opts *, co
     struct err err;
     if (request(&job, &opts, c->body.data, c->body.len, info, &err))
         return call_fail(c, &err);
-    return submit(c, job, !opts.stream ? STREAM_WHOLE : wants_sse(c) ? STREAM_SSE : STREAM_LINES);
+    return submit(c, job,
+                  !opts.stream   ? STREAM_WHOLE
+                  : wants_sse(c) ? STREAM_SSE
+                                 : STREAM_LINES,
+                  NULL);
 }
 
 static enum MHD_Result post_sample(struct call *c)
@@ -112,6 +118,23 @@ static int request_score_whole(struct job **out, struct request_opts *opts, cons
 static enum MHD_Result post_score(struct call *c)
 {
     return post_job(c, request_score_whole);
+}
+
+static enum MHD_Result post_completions(struct call *c)
+{
+    if (c->stream)
+        return answer_whole(c);
+    enum MHD_Result answered;
+    const struct engine_info *info = need_info(c, &answered);
+    if (!info)
+        return answered;
+    struct job *job;
+    struct request_opts opts;
+    struct err err;
+    if (request_completion(&job, &opts, c->body.data, c->body.len, info, &err))
+        return call_fail(c, &err);
+    return submit(c, job, opts.stream ? STREAM_SSE : STREAM_WHOLE,
+                  completion_open(job, &opts, info));
 }
 
 /* ------------------------------------------------------- the tokenizer, the model */
@@ -267,6 +290,7 @@ static enum MHD_Result get_metrics(struct call *c)
 const struct route routes[] = {
     {"POST", "/v1/sample", post_sample, false},
     {"POST", "/v1/score", post_score, false},
+    {"POST", "/v1/completions", post_completions, false},
     {"POST", "/v1/bounds", post_bounds, false},
     {"POST", "/v1/twists", post_twists, false},
     {"GET", "/v1/twists", get_twists, false},

@@ -127,6 +127,8 @@ static void show_event(void *user, const struct event *e)
     case EVENT_START:
     case EVENT_RESAMPLE:
     case EVENT_SCORE:
+    case EVENT_TOKENS:
+    case EVENT_CHOICE:
     case EVENT_BOUND:
     case EVENT_UPDATE:
         break;

@@ -88,7 +88,7 @@ static void cut_off(struct stream *s)
 static bool is_progress(const struct event *e)
 {
     return e->type == EVENT_STEP || e->type == EVENT_RESAMPLE || e->type == EVENT_BOUND ||
-           e->type == EVENT_UPDATE;
+           e->type == EVENT_UPDATE || e->type == EVENT_TOKENS;
 }
 
 static int take_event(void *user, const struct event *e)
@@ -115,6 +115,7 @@ static void release(struct stream *s)
     event_queue_free(&s->inbox);
     event_queue_free(&s->taken);
     buf_free(&s->text);
+    completion_close(s->opts.completion);
     free(s);
 }
 
@@ -223,10 +224,9 @@ static void note_last(struct stream *s, const struct event *e)
         s->said = STREAM_ERROR;
 }
 
-static void say(struct stream *s, const struct event *e)
+static void say_event(struct stream *s, const struct event *e)
 {
     bool sse = s->opts.form == STREAM_SSE;
-    s->opts.saw(s->opts.user, e);
     if (sse)
         buf_puts(&s->text, "data: ");
     event_json(&s->text, e);
@@ -234,6 +234,17 @@ static void say(struct stream *s, const struct event *e)
     note_last(s, e);
     if (s->said && sse)
         buf_puts(&s->text, "data: [DONE]\n\n");
+}
+
+static void say(struct stream *s, const struct event *e)
+{
+    s->opts.saw(s->opts.user, e);
+    if (!s->opts.completion) {
+        say_event(s, e);
+        return;
+    }
+    completion_say(s->opts.completion, &s->text, e);
+    note_last(s, e);
 }
 
 static void say_ping(struct stream *s)
@@ -273,7 +284,8 @@ static ssize_t refill(struct stream *s)
     return 0;
 }
 
-/* Put the next event's text into the empty s->text: 1, or what the reader is to return. */
+/* Put the next event's text into the empty s->text, if it has one: 1, or what the reader is to
+ * return. */
 static ssize_t next_text(struct stream *s)
 {
     struct event e;
@@ -296,7 +308,7 @@ static ssize_t read_text(void *cls, uint64_t pos, char *out, size_t max)
 {
     struct stream *s = cls;
     (void)pos;
-    if (s->sent == s->text.len) {
+    while (s->sent == s->text.len) {
         buf_reset(&s->text);
         s->sent = 0;
         ssize_t status = next_text(s);
@@ -318,17 +330,22 @@ struct MHD_Response *stream_response(struct stream *s)
 /* All events of an answer that is not streamed. */
 static int put_together(struct stream *s, struct buf *json, struct err *err)
 {
-    struct answer *a = answer_open(s->opts.kind);
+    struct completion *c = s->opts.completion;
+    struct answer *a = c ? NULL : answer_open(s->opts.kind);
     struct event e;
     while (event_queue_next(&s->taken, &e)) {
         s->opts.saw(s->opts.user, &e);
         note_last(s, &e);
         if (e.type == EVENT_ERROR)
             *err = e.error;
+        else if (c)
+            completion_add(c, &e);
         else
             answer_add(a, &e);
     }
-    if (s->said == STREAM_DONE)
+    if (s->said == STREAM_DONE && c)
+        completion_json(c, json);
+    else if (s->said == STREAM_DONE)
         answer_json(a, json);
     answer_close(a);
     if (s->said == STREAM_RUNNING)

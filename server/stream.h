@@ -20,6 +20,7 @@
 
 #include "../core/buf.h"
 #include "../core/engine.h"
+#include "../proto/completion.h"
 
 enum stream_form {
     STREAM_LINES, /* NDJSON */
@@ -41,7 +42,8 @@ extern const char *const stream_end_names[]; /* "done", … for logs */
 struct stream_opts {
     enum stream_form form;
     enum job_kind kind;
-    size_t limit; /* bytes of progress events that may wait */
+    struct completion *completion; /* taken: JOB_COMPLETE in OpenAI's shapes; else NULL */
+    size_t limit;                  /* bytes of progress events that may wait */
     struct MHD_Connection *connection;
     int fd;       /* its socket */
     bool interim; /* the client knows interim answers: HTTP/1.1 */

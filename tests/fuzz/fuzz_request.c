@@ -131,6 +131,19 @@ static void check_learn(const struct job *j, const struct engine_info *info)
     CHECK(2 * l->condition_batch <= j->particles && l->checkpoint >= 0 && l->bounds >= 0);
 }
 
+static void check_completion(const struct job *j, const struct engine_info *info)
+{
+    const struct complete *c = &j->complete;
+    check_population(j, info);
+    CHECK(j->n_segments == 1 && !j->named_holes && c->n >= 1 && c->n <= j->particles);
+    CHECK(c->n_prompts >= 1 && c->n_prompts <= info->limits.max_completions);
+    CHECK(!c->tokens || (c->draws && !j->n_potentials));
+    for (int i = 0; i < c->n_prompts; i++) {
+        check_ids(c->prompts[i].ids);
+        CHECK(c->prompts[i].ids.n + j->segments[0].max_tokens <= info->context);
+    }
+}
+
 static void check_score(const struct job *j, const struct engine_info *info)
 {
     check_target(j, info);
@@ -153,10 +166,9 @@ static const struct {
                 const struct engine_info *, struct err *);
     void (*check)(const struct job *, const struct engine_info *);
 } requests[] = {
-    {request_sample, check_population},
-    {score, check_score},
-    {request_bounds, check_bounds},
-    {request_learn, check_learn},
+    {request_sample, check_population},     {score, check_score},
+    {request_bounds, check_bounds},         {request_learn, check_learn},
+    {request_completion, check_completion},
 };
 
 static void ask_all(const char *body, size_t len, const struct engine_info *info)

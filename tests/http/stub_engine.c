@@ -176,6 +176,38 @@ static int say_samples(struct stub_job *j)
     return stop;
 }
 
+enum { LETTER_X = 3 + 'x' }; /* of the byte tokens */
+
+/* Every choice of a completion is x after x. */
+static int say_letters(struct stub_job *j)
+{
+    const struct complete *c = &j->job->complete;
+    int n = c->n_prompts * c->n, stop = 0;
+    for (int i = 0; i < n && c->tokens && !stop; i++) {
+        struct event_token token = {i, LETTER_X, j->step == j->steps, false};
+        struct event ev = {.type = EVENT_TOKENS, .tokens = {.token = &token, .n = 1}};
+        stop = tell(j, &ev);
+    }
+    return stop;
+}
+
+static int say_choices(struct stub_job *j)
+{
+    const struct complete *c = &j->job->complete;
+    int n = c->n_prompts * c->n, stop = 0;
+    int32_t *tokens = calloc((size_t)j->steps, sizeof *tokens);
+    CHECK(tokens);
+    for (int i = 0; i < j->steps; i++)
+        tokens[i] = LETTER_X;
+    for (int i = n - 1; i >= 0 && !stop; i--) { /* in any order */
+        struct event ev = {.type = EVENT_CHOICE,
+                           .choice = {.index = i, .tokens = tokens, .n_tokens = j->steps}};
+        stop = tell(j, &ev);
+    }
+    free(tokens);
+    return stop;
+}
+
 static int say_scores(struct stub_job *j)
 {
     int stop = 0;
@@ -253,6 +285,8 @@ static int count_steps(const struct job *job)
         return job->repeats;
     case JOB_LEARN:
         return job->learn.spec.updates;
+    case JOB_COMPLETE:
+        return job->segments[0].max_tokens;
     case JOB_SCORE:
         break;
     }
@@ -265,6 +299,8 @@ static int say_one_step(struct stub_job *j)
         return say_bounds(j);
     if (j->job->kind == JOB_LEARN)
         return say_update(j);
+    if (j->job->kind == JOB_COMPLETE)
+        return say_letters(j);
     return say_step(j) || (j->step % 8 == 0 && say_resample(j));
 }
 
@@ -274,6 +310,10 @@ static void say_answer(const struct engine *e, struct stub_job *j)
         say_bounds_done(j);
     else if (j->job->kind == JOB_LEARN)
         say_learned(e, j);
+    else if (j->job->kind == JOB_COMPLETE && !j->job->complete.tokens && say_choices(j))
+        return;
+    else if (j->job->kind == JOB_COMPLETE)
+        say_done(j);
     else if (!(j->job->kind == JOB_SCORE ? say_scores(j) : say_samples(j)))
         say_done(j);
 }

@@ -72,6 +72,15 @@ static void add_each(struct event_queue *q, struct borrowed *b)
                                                  .n_tokens = 5,
                                                  .log_twist = NULL,
                                                  .token_log_p = lend(b, logs, sizeof logs)}});
+    struct event_token grown[] = {{3, 77, true, false}, {5, 78, false, false}};
+    event_queue_add(
+        q, &(struct event){.type = EVENT_TOKENS,
+                           .tokens = {.first = 8, .token = lend(b, grown, sizeof grown), .n = 2}});
+    event_queue_add(q, &(struct event){.type = EVENT_CHOICE,
+                                       .choice = {.index = 6,
+                                                  .tokens = lend(b, ids, sizeof ids),
+                                                  .n_tokens = 5,
+                                                  .stopped = true}});
     event_queue_add(q, &(struct event){.type = EVENT_DONE, .done = {.log_z = -1.5, .ess = 3}});
     struct event error = {.type = EVENT_ERROR};
     err_field(&error.error, "prompt", "is wrong");
@@ -124,6 +133,13 @@ static void expect_answer(struct event_queue *q)
     EXPECT_INT(e.score.tokens[1], 1);
     EXPECT(e.score.log_twist == NULL);
     EXPECT_NEAR(e.score.token_log_p[0], -1, 0);
+    EXPECT(event_queue_next(q, &e));
+    EXPECT_INT(e.tokens.first, 8);
+    EXPECT_INT(e.tokens.token[0].token, 77);
+    EXPECT(e.tokens.token[0].ended && !e.tokens.token[1].ended);
+    EXPECT(event_queue_next(q, &e));
+    EXPECT_INT(e.choice.tokens[2], 4);
+    EXPECT(e.choice.index == 6 && e.choice.stopped);
     EXPECT(event_queue_next(q, &e));
     EXPECT_INT(e.type, EVENT_DONE);
     EXPECT_NEAR(e.done.log_z, -1.5, 0);

@@ -176,6 +176,17 @@ static void dump_learn(struct buf *out, const struct job *j)
                l->condition_tokens, l->condition_batch, l->checkpoint, l->bounds);
 }
 
+static void dump_completion(struct buf *out, const struct job *j)
+{
+    const struct complete *c = &j->complete;
+    buf_printf(out, "choices: %d draws %d tokens %d\n", c->n, c->draws, c->tokens);
+    for (int i = 0; i < c->n_prompts; i++) {
+        dump_text(out, "completion prompt", c->prompts[i].text, c->prompts[i].len);
+        dump_ids(out, "  ids", c->prompts[i].ids);
+    }
+    EXPECT(j->prompt == c->prompts[0].text && j->prompt_ids.id == c->prompts[0].ids.id);
+}
+
 static void dump_score(struct buf *out, const struct job *j)
 {
     dump_target(out, j);
@@ -205,9 +216,11 @@ static bool run_population(int (*request)(struct job **, struct request_opts *, 
     if (request(&j, &opts, body, len, info, err))
         return false;
     EXPECT_INT(request(&again, &opts, body, len, info, err), 0);
-    EXPECT(!strncmp(j->id, prefix, 4) && strlen(j->id) == 20);
+    EXPECT(!strncmp(j->id, prefix, strlen(prefix)) && strlen(j->id) == strlen(prefix) + 16);
     EXPECT(strcmp(j->id, again->id) != 0);
     dump_population(out, j, again, opts.stream);
+    if (opts.include_usage || opts.echo)
+        buf_printf(out, "include_usage: %d echo: %d\n", opts.include_usage, opts.echo);
     dump(out, j);
     job_free(j);
     job_free(again);
@@ -230,6 +243,12 @@ static bool run_learn(struct buf *out, const char *body, size_t len, const struc
                       struct err *err)
 {
     return run_population(request_learn, "lrn-", dump_learn, out, body, len, info, err);
+}
+
+static bool run_completion(struct buf *out, const char *body, size_t len,
+                           const struct engine_info *info, struct err *err)
+{
+    return run_population(request_completion, "cmpl-", dump_completion, out, body, len, info, err);
 }
 
 static bool run_score(struct buf *out, const char *body, size_t len, const struct engine_info *info,
@@ -270,8 +289,9 @@ static const struct {
     bool (*run)(struct buf *out, const char *body, size_t len, const struct engine_info *,
                 struct err *);
 } requests[] = {
-    {"sample", run_sample}, {"score", run_score},       {"bounds", run_bounds},
-    {"learn", run_learn},   {"tokenize", run_tokenize}, {"detokenize", run_detokenize},
+    {"sample", run_sample},         {"score", run_score},           {"bounds", run_bounds},
+    {"learn", run_learn},           {"completion", run_completion}, {"tokenize", run_tokenize},
+    {"detokenize", run_detokenize},
 };
 
 enum { N_REQUESTS = sizeof requests / sizeof *requests };
