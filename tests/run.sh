@@ -115,7 +115,11 @@ stage_python() {
 
 stage_cuda() {
     build release || return 1
-    [[ -e build/release/libclotho-cuda.so ]] || echo "nvcc is not here: no plug-in is built, only the emulated one"
+    if [[ -e build/release/libclotho-cuda.so ]]; then
+        check "$venv/bin/python" tests/gpu/kernels.py
+    else
+        echo "nvcc is not here: no plug-in is built, only the emulated one"
+    fi
     run_ctest release --label-regex emu
 }
 

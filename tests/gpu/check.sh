@@ -73,9 +73,7 @@ tests=(test_ops test_learn test_propose test_populations)
 
 part configure build 60 cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DCLOTHO_SERVER=OFF
 part build build 170 ninja -C "$build" "${targets[@]}" "${tests[@]}" test_alone bench_ops bench_decode
-if command -v nvcc > /dev/null; then
-    part "registers, spills, wide loads" build 120 tests/gpu/kernels.py
-fi
+[[ $device == gpu ]] && part "registers, spills, wide loads" build 60 tests/gpu/kernels.py "$build/libclotho-cuda.so"
 
 # ---- right ----
 
