@@ -37,11 +37,13 @@ struct config {
     int max_queue, max_connections;
     int drain_seconds, idle_seconds, header_seconds;
     size_t stream_buffer; /* bytes of events that may wait for one client */
+    size_t client_memory; /* bytes of all requests and answers that are under way */
     const char *log_level;
     /* limits of a request (--limit-*), as in struct limits */
     int max_particles, max_tokens, max_prompt_tokens, max_completions, max_potentials, max_segments,
         max_pattern;
     size_t max_body; /* bytes */
+    int max_seconds; /* 0: as long as it takes */
     /* clotho sample, bounds and twist learn */
     struct config_request request;
     /* clotho bench, bounds */

@@ -90,6 +90,10 @@ const struct setting settings[] = {
      .arg = "SIZE",
      .help = "Events that may wait for one slow client; one that falls further behind is cut "
              "off."},
+    {"client-memory", SETTING_SIZE, SERVE, AT(client_memory), "1G",
+     RANGE(1 << 20, INT64_C(1) << 44), .arg = "SIZE",
+     .help = "Requests that come in and answers that wait for their clients, all together. What "
+             "does not fit is answered 429. An equal part of half of it is each connection's own."},
     {"log-level", SETTING_CHOICE, SERVE, AT(log_level), "info", .arg = "error|warn|info|debug",
      .help = "What to log to standard error."},
 
@@ -108,6 +112,9 @@ const struct setting settings[] = {
      .help = "Potentials."},
     {"limit-segments", SETTING_INT, EVERY, AT(max_segments), "64", RANGE(1, 4096), .arg = "N",
      .help = "Segments."},
+    {"limit-seconds", SETTING_INT, SERVE, AT(max_seconds), "0", RANGE(0, 1 << 30), .arg = "SECONDS",
+     .help =
+         "Its time, waiting included; 0 is as long as it takes. Learning a twist is a request."},
     {"limit-pattern", SETTING_INT, EVERY, AT(max_pattern), "4096", RANGE(1, 1 << 20),
      .arg = "BYTES", .help = "A regular expression."},
 

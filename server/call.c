@@ -17,13 +17,14 @@ const char json_type[] = "application/json";
 enum {
     DISCARD_MAX = 64 << 20,      /* bytes of a refused body that are read for the answer's sake */
     WHOLE_ANSWER_MAX = 64 << 20, /* bytes of events of an answer that is not streamed */
-    BODY_RATE = 16 << 10,        /* bytes a second that a body's sender must manage in the end */
+    BODY_RATE = 16 << 10,   /* bytes a second that a body's sender must manage in the end … */
+    ANSWER_RATE = 64 << 10, /* … and an answer's reader */
     CLIENT_CLOSED_REQUEST = 499, /* nginx's code for a client that left before the answer */
 };
 
 /* ------------------------------------------------------- open, close */
 
-struct call *call_open(struct http *http, const struct service *service, struct link *link,
+struct call *call_open(struct http *http, struct service *service, struct link *link,
                        struct MHD_Connection *connection, const char *uri)
 {
     struct call *c = calloc(1, sizeof *c);
@@ -65,16 +66,16 @@ void call_close(struct call *c)
     if (c->stream) {
         link_set_stream(c->http, c->link, NULL);
         enum stream_end end = stream_leave(c->stream);
-        if (end == STREAM_SLOW)
-            metrics_slow_client(c->service->metrics);
+        metrics_stream_end(c->service->metrics, end);
         end_name = stream_end_names[end];
     }
     int endpoint = c->route ? (int)(c->route - routes) : n_routes;
     metrics_request(c->service->metrics, endpoint, status, seconds);
     log_call(c, status, seconds, end_name);
     const struct config *config = c->service->config;
-    link_set_deadline(c->http, c->link,
-                      stream_clock() + config->idle_seconds + config->header_seconds);
+    link_must_send(c->http, c->link,
+                   stream_clock() + config->idle_seconds + config->header_seconds);
+    budget_count(&c->service->budget, c->held, 0);
     if (c->is_answered)
         http_count_call(c->http, -1);
     buf_free(&c->body);
@@ -134,6 +135,11 @@ static void add_status_headers(const struct call *c, struct MHD_Response *r, int
         MHD_add_response_header(r, "Allow", c->refusal.allow);
 }
 
+static void hold(struct call *c, size_t bytes)
+{
+    c->held = budget_count(&c->service->budget, c->held, bytes);
+}
+
 /* Takes the response. */
 static enum MHD_Result queue(struct call *c, int status, const char *content_type,
                              struct MHD_Response *r)
@@ -154,6 +160,10 @@ enum MHD_Result call_reply(struct call *c, int status, const char *content_type,
 {
     struct MHD_Response *r =
         MHD_create_response_from_buffer(take->len, take->data, MHD_RESPMEM_MUST_FREE);
+    hold(c, c->body.cap + take->cap);
+    link_must_read(c->http, c->link,
+                   stream_clock() + c->service->config->idle_seconds +
+                       (double)take->len / ANSWER_RATE);
     *take = (struct buf){0};
     return queue(c, status, content_type, r);
 }
@@ -189,13 +199,18 @@ void call_open_stream(struct call *c, enum stream_form form, enum job_kind kind,
                       struct completion *completion)
 {
     bool whole = form == STREAM_WHOLE;
+    const struct config *config = c->service->config;
     const union MHD_ConnectionInfo *info =
         MHD_get_connection_info(c->connection, MHD_CONNECTION_INFO_CONNECTION_FD);
     c->stream = stream_open(&(struct stream_opts){
         .form = form,
         .kind = kind,
         .completion = completion,
-        .limit = whole ? WHOLE_ANSWER_MAX : c->service->config->stream_buffer,
+        .limit = whole ? WHOLE_ANSWER_MAX : config->stream_buffer,
+        .budget = &c->service->budget,
+        .deadline = config->max_seconds ? c->started + config->max_seconds : 0,
+        .longest = config->max_seconds,
+        .patience = config->idle_seconds,
         .connection = c->connection,
         .fd = info->connect_fd,
         .interim = c->http_1_1,
@@ -203,6 +218,8 @@ void call_open_stream(struct call *c, enum stream_form form, enum job_kind kind,
         .user = c,
     });
     link_set_stream(c->http, c->link, c->stream);
+    buf_free(&c->body); /* it has become the job */
+    hold(c, 0);
 }
 
 void call_drop_stream(struct call *c)
@@ -410,23 +427,35 @@ enum MHD_Result call_headers(struct call *c, const char *method, const char *pat
     if (c->refusal.status && (f.length > DISCARD_MAX || (waits && f.length)))
         return reply_refusal(c);
     c->deadline = stream_clock() + c->service->config->header_seconds;
-    link_set_deadline(c->http, c->link, c->deadline);
+    link_must_send(c->http, c->link, c->deadline);
     return MHD_YES;
+}
+
+/* What may be wrong with so many bytes more. */
+static void check_growth(struct call *c, size_t n)
+{
+    if (c->body.len + n > c->service->config->max_body)
+        refuse_body_size(c);
+    else if (!budget_allows(&c->service->budget, c->held, n))
+        refuse(c, 429, "rate_limit_error", NULL, "the memory for requests is full");
+    else
+        return;
+    buf_free(&c->body);
+    hold(c, 0);
 }
 
 enum MHD_Result call_body(struct call *c, const char *bytes, size_t n)
 {
     c->deadline += (double)n / BODY_RATE;
-    link_set_deadline(c->http, c->link, c->deadline);
-    if (!c->refusal.status && c->body.len + n > c->service->config->max_body) {
-        refuse_body_size(c);
-        buf_free(&c->body);
-    }
+    link_must_send(c->http, c->link, c->deadline);
+    if (!c->refusal.status)
+        check_growth(c, n);
     if (c->refusal.status) {
         c->discarded += n;
         return c->discarded > DISCARD_MAX ? MHD_NO : MHD_YES;
     }
     buf_add(&c->body, bytes, n);
+    hold(c, c->body.cap);
     return MHD_YES;
 }
 
@@ -435,7 +464,7 @@ enum MHD_Result call_answer(struct call *c)
     if (!c->is_answered)
         http_count_call(c->http, 1);
     c->is_answered = true;
-    link_set_deadline(c->http, c->link, 0);
+    link_must_read(c->http, c->link, 0);
     if (c->refusal.status)
         return reply_refusal(c);
     return c->route->handle(c);

@@ -9,6 +9,7 @@
 #include "../core/buf.h"
 #include "../core/engine.h"
 #include "auth.h"
+#include "budget.h"
 #include "metrics.h"
 #include "stream.h"
 
@@ -18,6 +19,7 @@ struct service {
     struct engine *engine;
     struct metrics *metrics;
     struct auth *auth;
+    struct budget budget;
 };
 
 enum { REQUEST_ID_MAX = 128 };
@@ -31,7 +33,7 @@ struct refusal {
 };
 
 struct call {
-    const struct service *service;
+    struct service *service;
     struct http *http;
     struct link *link; /* its connection */
     struct MHD_Connection *connection;
@@ -44,6 +46,7 @@ struct call {
     bool has_nul; /* in its path, which ends there for libmicrohttpd */
     bool has_headers, http_1_1, is_answered;
     struct buf body;
+    size_t held;      /* bytes of the body or the answer, as counted in the budget */
     size_t discarded; /* bytes of the body of a refused request */
     struct refusal refusal;
     int status; /* of the answer; 0: none yet */
@@ -53,8 +56,8 @@ struct call {
 
 /* ---- the connection's side (http.c) */
 
-struct call *call_open(struct http *, const struct service *, struct link *,
-                       struct MHD_Connection *, const char *uri);
+struct call *call_open(struct http *, struct service *, struct link *, struct MHD_Connection *,
+                       const char *uri);
 enum MHD_Result call_headers(struct call *, const char *method, const char *path,
                              const char *version);
 enum MHD_Result call_body(struct call *, const char *bytes, size_t n);

@@ -16,12 +16,17 @@
 #include "log.h"
 #include "routes.h"
 
-enum { BACKLOG = 1024, SPARE_FILES = 64, CONNECTION_MEMORY = 32 << 10 };
+enum {
+    BACKLOG = 1024,
+    SPARE_FILES = 64,
+    CONNECTION_MEMORY = 32 << 10,
+    SEND_BUFFER = 128 << 10, /* of the kernel, for each connection: left alone it grows to 4 MiB */
+};
 
 struct link {
     struct link *prev, *next;
     int fd;
-    double deadline; /* 0: none */
+    double send_by, read_by; /* 0: no deadline */
     struct stream *stream;
 };
 
@@ -63,10 +68,19 @@ static void link_remove(struct http *h, struct link *l)
     free(l);
 }
 
-void link_set_deadline(struct http *h, struct link *l, double when)
+void link_must_send(struct http *h, struct link *l, double by)
 {
     pthread_mutex_lock(&h->lock);
-    l->deadline = when;
+    l->send_by = by;
+    l->read_by = 0;
+    pthread_mutex_unlock(&h->lock);
+}
+
+void link_must_read(struct http *h, struct link *l, double by)
+{
+    pthread_mutex_lock(&h->lock);
+    l->send_by = 0;
+    l->read_by = by;
     pthread_mutex_unlock(&h->lock);
 }
 
@@ -102,10 +116,10 @@ static bool is_hung_up(int fd)
  * rest: it goes at the next look, as what it did send may be on its way through. */
 static void watch_sender(struct link *l, double now)
 {
-    if (now > l->deadline)
+    if (now > l->send_by)
         shutdown(l->fd, SHUT_RDWR);
     else if (is_hung_up(l->fd))
-        l->deadline = now;
+        l->send_by = now;
 }
 
 void http_watch(struct http *h)
@@ -113,8 +127,10 @@ void http_watch(struct http *h)
     double now = stream_clock();
     pthread_mutex_lock(&h->lock);
     for (struct link *l = h->links; l; l = l->next) {
-        if (l->deadline > 0)
+        if (l->send_by > 0)
             watch_sender(l, now);
+        if (l->read_by > 0 && now > l->read_by)
+            shutdown(l->fd, SHUT_RDWR);
         if (l->stream)
             stream_watch(l->stream, now);
     }
@@ -134,7 +150,7 @@ static void on_connection(void *cls, struct MHD_Connection *connection, void **c
     struct link *l = calloc(1, sizeof *l);
     CHECK(l && "out of memory");
     l->fd = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CONNECTION_FD)->connect_fd;
-    l->deadline = stream_clock() + h->service.config->header_seconds;
+    l->send_by = stream_clock() + h->service.config->header_seconds;
     link_add(h, l);
     *context = l;
 }
@@ -185,11 +201,12 @@ __attribute__((format(printf, 2, 0))) static void on_log(void *cls, const char *
 
 static int try_listen(const struct addrinfo *a)
 {
-    int on = 1;
+    const int on = 1, send_buffer = SEND_BUFFER; /* connections inherit them */
     int fd = socket(a->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd < 0)
         return -1;
     if (setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on) ||
+        setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &send_buffer, sizeof send_buffer) ||
         bind(fd, a->ai_addr, a->ai_addrlen) || listen(fd, BACKLOG)) {
         int why = errno;
         close(fd);
@@ -252,6 +269,7 @@ int http_open(struct http **out, const struct config *config, struct err *err)
     h->service.config = config;
     h->listener = -1;
     h->service.metrics = open_metrics();
+    budget_init(&h->service.budget, config->client_memory, config->max_connections);
     pthread_mutex_init(&h->lock, NULL);
     if (auth_open(&h->service.auth, config->api_key, config->api_key_file, err) ||
         bind_port(h, err)) {

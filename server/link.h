@@ -5,8 +5,10 @@ struct http;
 struct link;
 struct stream;
 
-/* Cut the connection if it is not told otherwise before then (stream_clock; 0: never). */
-void link_set_deadline(struct http *, struct link *, double when);
+/* Cut the connection if it is not told otherwise before then (stream_clock; 0: never): a client
+ * that is to send a request, or to read an answer. */
+void link_must_send(struct http *, struct link *, double by);
+void link_must_read(struct http *, struct link *, double by);
 
 /* The stream whose client is on this connection; NULL: none any more. */
 void link_set_stream(struct http *, struct link *, struct stream *);

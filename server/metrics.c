@@ -27,7 +27,7 @@ struct metrics {
     struct endpoint_metrics *endpoint; /* (n) */
     int n;
     struct histogram queued;
-    uint64_t slow_clients;
+    uint64_t ends[STREAM_ENDS];
 };
 
 struct metrics *metrics_open(const struct metrics_endpoint *endpoint, int n)
@@ -84,9 +84,9 @@ void metrics_queued(struct metrics *m, double seconds)
     observe(&m->queued, seconds);
 }
 
-void metrics_slow_client(struct metrics *m)
+void metrics_stream_end(struct metrics *m, enum stream_end end)
 {
-    m->slow_clients++;
+    m->ends[end]++;
 }
 
 /* ------------------------------------------------------- the page */
@@ -174,7 +174,19 @@ static void request_metrics(struct buf *out, const struct metrics *m)
                         "From a request's first line to the first event that is sent.");
     head(out, "queue_seconds", "histogram", "Time that finished requests had waited to run.");
     histogram_lines(out, "queue_seconds", "", &m->queued);
-    counter(out, "slow_clients_total", m->slow_clients, "Streams cut off: unread events piled up.");
+}
+
+/* Each reason is there from the start, as rates need a first value. */
+static void cancelled_metrics(struct buf *out, const struct metrics *m)
+{
+    static const enum stream_end reasons[] = {STREAM_LEFT, STREAM_SLOW, STREAM_LATE, STREAM_FULL,
+                                              STREAM_CANCEL};
+    head(out, "cancelled_total", "counter",
+         "Requests that ended early: the client left or read too slowly, they took too long, "
+         "memory for clients was full, the server shut down.");
+    for (size_t i = 0; i < sizeof reasons / sizeof *reasons; i++)
+        buf_printf(out, "clotho_cancelled_total{reason=\"%s\"} %llu\n",
+                   stream_end_names[reasons[i]], (unsigned long long)m->ends[reasons[i]]);
 }
 
 /* A histogram of `n` buckets that the engine has counted; the last one has no bound. */
@@ -246,10 +258,13 @@ static void time_metrics(struct buf *out, const struct engine_stats *s)
                    (unsigned long long)s->op_calls[i]);
 }
 
-static void load_metrics(struct buf *out, const struct engine_stats *s, int connections, int calls)
+static void load_metrics(struct buf *out, const struct engine_stats *s,
+                         const struct metrics_load *load)
 {
-    gauge(out, "connections", connections, "Open connections.");
-    gauge(out, "requests_active", calls, "HTTP requests in progress, of all kinds.");
+    gauge(out, "connections", load->connections, "Open connections.");
+    gauge(out, "requests_active", load->calls, "HTTP requests in progress, of all kinds.");
+    gauge(out, "client_memory_bytes", (double)load->client_memory,
+          "Requests that come in and answers that wait for their clients.");
     gauge(out, "requests_running", s->jobs_running, "Requests in the batch.");
     gauge(out, "requests_waiting", s->jobs_waiting, "Requests in the queue.");
     gauge(out, "particles_active", s->particles, "Particles of the running requests.");
@@ -296,14 +311,15 @@ static void build_info(struct buf *out, const struct engine_info *info)
 }
 
 void metrics_text(struct buf *out, const struct metrics *m, const struct engine *engine,
-                  int connections, int calls)
+                  const struct metrics_load *load)
 {
     struct engine_stats s;
     engine_stats(engine, &s);
     build_info(out, engine_info(engine));
     gauge(out, "ready", engine_state(engine) == ENGINE_READY, "1 when requests are served.");
     request_metrics(out, m);
-    load_metrics(out, &s, connections, calls);
+    cancelled_metrics(out, m);
+    load_metrics(out, &s, load);
     work_metrics(out, &s);
     shape_metrics(out, &s);
     time_metrics(out, &s);

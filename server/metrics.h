@@ -2,6 +2,7 @@
 #pragma once
 #include "../core/buf.h"
 #include "../core/engine.h"
+#include "stream.h"
 
 struct metrics;
 
@@ -17,8 +18,14 @@ void metrics_close(struct metrics *);
 void metrics_request(struct metrics *, int endpoint, int code, double seconds);
 void metrics_first_event(struct metrics *, int endpoint, double seconds);
 void metrics_queued(struct metrics *, double seconds);
-void metrics_slow_client(struct metrics *);
+void metrics_stream_end(struct metrics *, enum stream_end);
 
-/* The whole page. connections: open ones; calls: requests in progress. */
-void metrics_text(struct buf *out, const struct metrics *, const struct engine *, int connections,
-                  int calls);
+/* What is under way now. */
+struct metrics_load {
+    int connections, calls; /* open; requests in progress */
+    size_t client_memory;   /* bytes */
+};
+
+/* The whole page. */
+void metrics_text(struct buf *out, const struct metrics *, const struct engine *,
+                  const struct metrics_load *);

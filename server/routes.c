@@ -279,9 +279,9 @@ static enum MHD_Result get_playground(struct call *c)
 static enum MHD_Result get_metrics(struct call *c)
 {
     struct buf text = {0};
-    int connections, calls;
-    http_count(c->http, &connections, &calls);
-    metrics_text(&text, c->service->metrics, c->service->engine, connections, calls);
+    struct metrics_load load = {.client_memory = c->service->budget.used};
+    http_count(c->http, &load.connections, &load.calls);
+    metrics_text(&text, c->service->metrics, c->service->engine, &load);
     return call_reply(c, MHD_HTTP_OK, "text/plain; version=0.0.4; charset=utf-8", &text);
 }
 

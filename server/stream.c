@@ -11,9 +11,14 @@
 #include "../proto/event_json.h"
 #include "event_queue.h"
 
-enum { PING_SECONDS = 15, TEXT_BLOCK = 4096 };
+enum {
+    PING_SECONDS = 15,
+    TEXT_BLOCK = 4096,
+    ANSWER_RATE = 64 << 10, /* bytes a second that a reader must manage in the end */
+};
 
-const char *const stream_end_names[] = {"running", "done", "error", "left", "slow", "cancelled"};
+const char *const stream_end_names[STREAM_ENDS] = {"running", "done",     "error", "left",
+                                                   "slow",    "shutdown", "late",  "full"};
 
 struct stream {
     struct stream_opts opts;
@@ -26,15 +31,17 @@ struct stream {
     bool attached;       /* the connection is still ours */
     bool suspended;
     double quiet_since; /* while suspended */
+    double read_by;     /* once closed: the last moment for its reader */
+    size_t held;        /* bytes of both queues, as counted in the budget */
     bool ping_wanted;
     bool probed; /* its client shut its side, and was sent something to see whether it is there */
 
     /* the HTTP thread's own */
     struct event_queue taken;
-    struct buf text; /* of the event that is being sent */
-    size_t sent;
-    bool turned;          /* STREAM_WHOLE: one turn was let pass */
-    enum stream_end said; /* STREAM_DONE, STREAM_ERROR: the event that ends an answer was taken */
+    struct buf text;        /* of the event that is being sent */
+    size_t sent, text_held; /* text_held: as counted in the budget */
+    bool turned;            /* STREAM_WHOLE: one turn was let pass */
+    enum stream_end said;   /* STREAM_DONE, STREAM_ERROR: the event that ends an answer was taken */
     struct engine *engine;
     uint64_t handle;
 };
@@ -77,8 +84,17 @@ static void end_early(struct stream *s, enum stream_end end)
 static void cut_off(struct stream *s)
 {
     end_early(s, STREAM_SLOW);
-    if (s->attached && s->opts.form != STREAM_WHOLE)
+    if (s->attached)
         shutdown(s->opts.fd, SHUT_RDWR);
+}
+
+/* More progress than may wait. An answer that is not streamed has not begun: it can be an error. */
+static void overflow(struct stream *s)
+{
+    if (s->opts.form == STREAM_WHOLE)
+        end_early(s, STREAM_SLOW);
+    else
+        cut_off(s);
 }
 
 /* ------------------------------------------------------- the engine's side */
@@ -91,15 +107,25 @@ static bool is_progress(const struct event *e)
            e->type == EVENT_UPDATE || e->type == EVENT_TOKENS;
 }
 
+/* What grows is the inbox alone: the two queues take turns. */
+static void keep(struct stream *s, const struct event *e)
+{
+    size_t before = s->inbox.cap;
+    event_queue_add(&s->inbox, e);
+    s->held = budget_count(s->opts.budget, s->held, s->held + s->inbox.cap - before);
+}
+
 static int take_event(void *user, const struct event *e)
 {
     struct stream *s = user;
     pthread_mutex_lock(&s->lock);
     if (is_progress(e) && s->inbox.len > s->opts.limit)
-        cut_off(s);
+        overflow(s);
+    else if (!budget_allows(s->opts.budget, s->held, 0))
+        end_early(s, STREAM_FULL);
     bool stop = s->end != STREAM_RUNNING;
     if (!stop) {
-        event_queue_add(&s->inbox, e);
+        keep(s, e);
         if (s->opts.form != STREAM_WHOLE)
             wake(s);
     }
@@ -112,6 +138,7 @@ static void release(struct stream *s)
     if (atomic_fetch_sub(&s->owners, 1) > 1)
         return;
     pthread_mutex_destroy(&s->lock);
+    budget_count(s->opts.budget, s->held + s->text_held, 0);
     event_queue_free(&s->inbox);
     event_queue_free(&s->taken);
     buf_free(&s->text);
@@ -124,6 +151,8 @@ static void take_closed(void *user)
     struct stream *s = user;
     pthread_mutex_lock(&s->lock);
     s->closed = true;
+    size_t left = s->inbox.len + s->taken.len;
+    s->read_by = stream_clock() + s->opts.patience + (double)left / ANSWER_RATE;
     wake(s);
     pthread_mutex_unlock(&s->lock);
     release(s);
@@ -171,6 +200,10 @@ static void watch_suspended(struct stream *s, double now)
 void stream_watch(struct stream *s, double now)
 {
     pthread_mutex_lock(&s->lock);
+    if (s->closed && now > s->read_by)
+        cut_off(s);
+    else if (s->opts.deadline > 0 && now > s->opts.deadline && !s->closed)
+        end_early(s, STREAM_LATE);
     if (s->suspended)
         watch_suspended(s, now);
     pthread_mutex_unlock(&s->lock);
@@ -211,9 +244,20 @@ static void swap_queues(struct stream *s)
     s->inbox = empty;
 }
 
-static void going_down(struct err *err)
+/* Did the server end it, though its client is there? Then err says why. */
+static bool is_broken_off(const struct stream *s, enum stream_end end, struct err *err)
 {
-    err_set(err, ERR_UNAVAILABLE, "the server is shutting down");
+    if (end == STREAM_CANCEL)
+        err_set(err, ERR_UNAVAILABLE, "the server is shutting down");
+    else if (end == STREAM_FULL)
+        err_set(err, ERR_BUSY, "the memory for answers is full");
+    else if (end == STREAM_LATE)
+        err_set(err, ERR_INVALID,
+                "the request took longer than the limit of %d s; ask for fewer particles or tokens",
+                s->opts.longest);
+    else
+        return false;
+    return true;
 }
 
 static void note_last(struct stream *s, const struct event *e)
@@ -239,24 +283,18 @@ static void say_event(struct stream *s, const struct event *e)
 static void say(struct stream *s, const struct event *e)
 {
     s->opts.saw(s->opts.user, e);
-    if (!s->opts.completion) {
+    if (s->opts.completion) {
+        completion_say(s->opts.completion, &s->text, e);
+        note_last(s, e);
+    } else {
         say_event(s, e);
-        return;
     }
-    completion_say(s->opts.completion, &s->text, e);
-    note_last(s, e);
+    s->text_held = budget_count(s->opts.budget, s->text_held, s->text.cap);
 }
 
 static void say_ping(struct stream *s)
 {
     buf_puts(&s->text, s->opts.form == STREAM_SSE ? ": ping\n\n" : "{\"event\":\"ping\"}\n");
-}
-
-static void say_going_down(struct stream *s)
-{
-    struct event e = {.type = EVENT_ERROR};
-    going_down(&e.error);
-    say(s, &e);
 }
 
 /* Nothing is taken, nothing is being sent. Returns 1 if there is something now, else what the
@@ -269,8 +307,9 @@ static ssize_t refill(struct stream *s)
         swap_queues(s);
         return 1;
     }
-    if (s->end == STREAM_CANCEL) {
-        say_going_down(s);
+    struct event broken = {.type = EVENT_ERROR};
+    if (is_broken_off(s, s->end, &broken.error)) {
+        say(s, &broken);
         return 1;
     }
     if (s->closed) /* without a last word */
@@ -376,10 +415,8 @@ int stream_whole(struct stream *s, struct buf *json, struct err *err)
     if (end == STREAM_SLOW)
         return err_field(err, "events", "the answer grew past %zu MiB; ask for fewer, or stream it",
                          s->opts.limit >> 20);
-    if (end == STREAM_CANCEL) {
-        going_down(err);
+    if (is_broken_off(s, end, err))
         return -1;
-    }
     return put_together(s, json, err);
 }
 
@@ -387,12 +424,12 @@ enum stream_end stream_leave(struct stream *s)
 {
     pthread_mutex_lock(&s->lock);
     s->attached = false;
+    bool over = s->closed || (s->end == STREAM_RUNNING && s->said); /* only about to close */
     if (s->end == STREAM_RUNNING)
         s->end = s->said ? s->said : STREAM_LEFT;
     enum stream_end end = s->end;
-    bool running = !s->closed && !s->said; /* after its last word a job is only about to close */
     pthread_mutex_unlock(&s->lock);
-    if (running && s->engine)
+    if (!over && s->engine)
         engine_cancel(s->engine, s->handle);
     release(s);
     return end;

@@ -21,6 +21,7 @@
 #include "../core/buf.h"
 #include "../core/engine.h"
 #include "../proto/completion.h"
+#include "budget.h"
 
 enum stream_form {
     STREAM_LINES, /* NDJSON */
@@ -36,6 +37,9 @@ enum stream_end {
     STREAM_LEFT,   /* the client went away */
     STREAM_SLOW,   /* the client did not keep up */
     STREAM_CANCEL, /* the server is going down */
+    STREAM_LATE,   /* the request took longer than it may */
+    STREAM_FULL,   /* there was no memory for its events */
+    STREAM_ENDS,
 };
 extern const char *const stream_end_names[]; /* "done", … for logs */
 
@@ -44,6 +48,11 @@ struct stream_opts {
     enum job_kind kind;
     struct completion *completion; /* taken: JOB_COMPLETE in OpenAI's shapes; else NULL */
     size_t limit;                  /* bytes of progress events that may wait */
+    struct budget *budget;         /* what all that waits is counted in */
+    double deadline;               /* stream_clock: the request ends then at the latest; 0: never */
+    int longest;                   /* seconds that it may take, for the message */
+    int patience; /* seconds for the reader of an answer that is complete, and some more
+                   * by its size */
     struct MHD_Connection *connection;
     int fd;       /* its socket */
     bool interim; /* the client knows interim answers: HTTP/1.1 */

@@ -178,10 +178,10 @@ def test_half_closed_client_gets_its_answer(server, script, stream):
 
 def test_slow_reader_is_cut_off(stub):
     server = stub("--stream-buffer", "64K")
-    before = metric(server, "clotho_slow_clients_total")
+    before = metric(server, 'clotho_cancelled_total{reason="slow"}')
     with Wire(server, receive_buffer=4096) as wire:
         wire.send(sample("us=0", particles=1000, max_tokens=4000))
-        wait_until(lambda: metric(server, "clotho_slow_clients_total") == before + 1, 30)
+        wait_until(lambda: metric(server, 'clotho_cancelled_total{reason="slow"}') == before + 1, 30)
         wait_until(lambda: is_idle(server))
         with pytest.raises((EOFError, ConnectionResetError)):
             wire.head()

@@ -77,7 +77,7 @@ def test_events_of_a_client_that_does_not_read_do_not_pile_up(fresh_stub, tmp_pa
     with fresh_stub("--twist-dir", str(tmp_path), "--stream-buffer", "64K") as server:
         with Wire(server, receive_buffer=4096) as wire:
             wire.send(learn("slow", "us=0", updates=1000000, bounds=bounds))
-            wait_until(lambda: metric(server, "clotho_slow_clients_total") == 1)
+            wait_until(lambda: metric(server, 'clotho_cancelled_total{reason="slow"}') == 1)
         wait_until(lambda: is_idle(server))
         assert not list(tmp_path.iterdir())
 
