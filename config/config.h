@@ -38,7 +38,8 @@ struct config {
     int drain_seconds, idle_seconds, header_seconds;
     size_t stream_buffer; /* bytes of events that may wait for one client */
     size_t client_memory; /* bytes of all requests and answers that are under way */
-    const char *log_level;
+    const char *log_level, *log_format;
+    bool log_prompts;
     /* limits of a request (--limit-*), as in struct limits */
     int max_particles, max_tokens, max_prompt_tokens, max_completions, max_potentials, max_segments,
         max_pattern;

@@ -72,7 +72,10 @@ const struct setting settings[] = {
              "\"X-Api-Key: KEY\". The health routes stay open. Others can see the flags of a "
              "process: prefer --api-key-file or the environment."},
     {"api-key-file", SETTING_STRING, SERVE, AT(api_key_file), .arg = "FILE",
-     .help = "The same, with the accepted keys in a file, one a line."},
+     .help = "The same, with the accepted keys in a file, read again on SIGHUP. A line is KEY "
+             "[name=NAME] [concurrent=N] [per_minute=N]: what logs and metrics call it, and how "
+             "many POST requests it may have in progress and make each minute. Keys of one name "
+             "share these limits."},
     {"cors-origins", SETTING_STRING, SERVE, AT(cors_origins), .arg = "LIST",
      .help = "Web origins that may call the server from a browser, separated by commas; * is any. "
              "Default: none."},
@@ -96,6 +99,13 @@ const struct setting settings[] = {
              "does not fit is answered 429. An equal part of half of it is each connection's own."},
     {"log-level", SETTING_CHOICE, SERVE, AT(log_level), "info", .arg = "error|warn|info|debug",
      .help = "What to log to standard error."},
+    {"log-format", SETTING_CHOICE, SERVE, AT(log_format), "text", .arg = "text|logfmt|json",
+     .help =
+         "How: text is messages as they are and requests as logfmt; in the others each line has "
+         "a time, a level and fields."},
+    {"log-prompts", SETTING_BOOL, SERVE, AT(log_prompts),
+     .help = "Log the beginning of what requests say, prompts and all. Otherwise no text of theirs "
+             "is logged."},
 
     SECTION("The largest a request may be", EVERY),
     {"limit-body", SETTING_SIZE, EVERY, AT(max_body), "8M", RANGE(1 << 10, 1 << 30), .arg = "SIZE",

@@ -19,6 +19,9 @@ enum {
     WHOLE_ANSWER_MAX = 64 << 20, /* bytes of events of an answer that is not streamed */
     BODY_RATE = 16 << 10,   /* bytes a second that a body's sender must manage in the end … */
     ANSWER_RATE = 64 << 10, /* … and an answer's reader */
+    LOGGED_BODY = 4 << 10,
+    BUSY_SECONDS = 1,            /* until a place in the queue may be free */
+    DOWN_SECONDS = 5,            /* until a server may be up again */
     CLIENT_CLOSED_REQUEST = 499, /* nginx's code for a client that left before the answer */
 };
 
@@ -51,11 +54,51 @@ static int final_status(const struct call *c)
     return info && info->http_status ? (int)info->http_status : CLIENT_CLOSED_REQUEST;
 }
 
+static void log_account(struct log_entry *e, const struct account *a)
+{
+    if (a->particles)
+        log_count(e, "particles", a->particles);
+    if (!a->is_done)
+        return;
+    log_seconds(e, "queue_seconds", a->queue_seconds);
+    log_count(e, "prompt_tokens", a->prompt_tokens);
+    log_count(e, "tokens", a->tokens);
+}
+
+static void log_begin_call(struct log_entry *e, const struct call *c)
+{
+    log_begin(e, LOG_INFO);
+    log_text(e, "request", c->id[0] ? c->id : "-");
+    if (c->visit.name[0])
+        log_text(e, "key", c->visit.name);
+}
+
 static void log_call(const struct call *c, int status, double seconds, const char *end)
 {
-    log_fields(LOG_INFO, "request=%s method=%s path=%s status=%d seconds=%.4f%s%s",
-               c->id[0] ? c->id : "-", c->method[0] ? c->method : "-", c->path, status, seconds,
-               end ? " end=" : "", end ? end : "");
+    struct log_entry e;
+    log_begin_call(&e, c);
+    log_text(&e, "method", c->method[0] ? c->method : "-");
+    log_text(&e, "path", c->path);
+    log_count(&e, "status", status);
+    log_seconds(&e, "seconds", seconds);
+    log_account(&e, &c->account);
+    if (end)
+        log_text(&e, "end", end);
+    log_end(&e);
+}
+
+/* What was asked for, if that is wanted: its beginning. */
+static void log_body(const struct call *c)
+{
+    struct log_entry e;
+    char text[LOGGED_BODY];
+    if (!c->service->config->log_prompts || !c->body.len)
+        return;
+    snprintf(text, sizeof text, "%s", c->body.data);
+    log_begin_call(&e, c);
+    log_text(&e, "path", c->path);
+    log_text(&e, "body", text);
+    log_end(&e);
 }
 
 void call_close(struct call *c)
@@ -76,6 +119,8 @@ void call_close(struct call *c)
     link_must_send(c->http, c->link,
                    stream_clock() + config->idle_seconds + config->header_seconds);
     budget_count(&c->service->budget, c->held, 0);
+    auth_leave(c->service->auth, &c->visit, (uint64_t)c->account.prompt_tokens,
+               (uint64_t)c->account.tokens);
     if (c->is_answered)
         http_count_call(c->http, -1);
     buf_free(&c->body);
@@ -118,19 +163,27 @@ static void add_cors_headers(const struct call *c, struct MHD_Response *r)
     if (strcmp(c->method, "OPTIONS") != 0)
         return;
     MHD_add_response_header(r, "Access-Control-Allow-Methods", "GET, POST, DELETE, OPTIONS");
+    const char *asked = call_header(c, "Access-Control-Request-Headers");
     MHD_add_response_header(r, "Access-Control-Allow-Headers",
-                            "Authorization, Content-Type, X-Api-Key, X-Request-Id");
+                            asked ? asked : "Authorization, Content-Type, X-Api-Key, X-Request-Id");
     MHD_add_response_header(r, "Access-Control-Max-Age", "86400");
+}
+
+static void add_retry_after(struct MHD_Response *r, int seconds)
+{
+    char text[16];
+    snprintf(text, sizeof text, "%d", seconds);
+    MHD_add_response_header(r, "Retry-After", text);
 }
 
 static void add_status_headers(const struct call *c, struct MHD_Response *r, int status)
 {
     if (status == MHD_HTTP_UNAUTHORIZED)
         MHD_add_response_header(r, "WWW-Authenticate", "Bearer");
-    if (status == MHD_HTTP_TOO_MANY_REQUESTS)
-        MHD_add_response_header(r, "Retry-After", "1");
-    if (status == MHD_HTTP_SERVICE_UNAVAILABLE)
-        MHD_add_response_header(r, "Retry-After", "5");
+    if (status == MHD_HTTP_TOO_MANY_REQUESTS || status == MHD_HTTP_SERVICE_UNAVAILABLE)
+        add_retry_after(r, c->refusal.retry_after                 ? c->refusal.retry_after
+                           : status == MHD_HTTP_TOO_MANY_REQUESTS ? BUSY_SECONDS
+                                                                  : DOWN_SECONDS);
     if (c->refusal.allow)
         MHD_add_response_header(r, "Allow", c->refusal.allow);
 }
@@ -191,8 +244,16 @@ static void saw_event(void *user, const struct event *e)
         metrics_first_event(c->service->metrics, (int)(c->route - routes),
                             stream_clock() - c->started);
     c->saw_event = true;
-    if (e->type == EVENT_DONE)
-        metrics_queued(c->service->metrics, e->done.queue_seconds);
+    struct account *a = &c->account;
+    if (e->type == EVENT_START)
+        a->particles = e->start.particles;
+    if (e->type != EVENT_DONE)
+        return;
+    metrics_queued(c->service->metrics, e->done.queue_seconds);
+    a->is_done = true;
+    a->queue_seconds = e->done.queue_seconds;
+    a->prompt_tokens = e->done.prompt_tokens;
+    a->tokens = e->done.completion_tokens;
 }
 
 void call_open_stream(struct call *c, enum stream_form form, enum job_kind kind,
@@ -360,17 +421,38 @@ static void check_route(struct call *c, const char *method, const char *path)
         refuse(c, 404, "not_found_error", NULL, "there is no such path");
 }
 
-/* Browsers ask for permission (OPTIONS) without credentials. */
+static void refuse_key(struct call *c)
+{
+    refuse(c, 401, "authentication_error", "Authorization",
+           "a valid API key is needed, as Authorization: Bearer KEY or X-Api-Key: KEY");
+}
+
+static void refuse_for_now(struct call *c, const char *what)
+{
+    c->refusal.retry_after = c->visit.retry_after;
+    refuse(c, 429, "rate_limit_error", NULL, "the key %s may %s %d requests", c->visit.name, what,
+           c->visit.limit);
+}
+
+/* Browsers ask for permission (OPTIONS) without credentials. Work is what the limits count. */
 static void check_key(struct call *c)
 {
     bool open = c->route ? c->route->open : c->refusal.status == MHD_HTTP_NO_CONTENT;
-    if (open || auth_allows(c->service->auth, call_header(c, MHD_HTTP_HEADER_AUTHORIZATION),
-                            call_header(c, "X-Api-Key")))
+    bool counts = c->route && strcmp(c->route->method, "POST") == 0;
+    if (open)
+        return;
+    enum auth_verdict verdict =
+        auth_enter(c->service->auth, call_header(c, MHD_HTTP_HEADER_AUTHORIZATION),
+                   call_header(c, "X-Api-Key"), counts, stream_clock(), &c->visit);
+    if (verdict == AUTH_WELCOME)
         return;
     buf_reset(&c->refusal.json);
     c->refusal.allow = NULL;
-    refuse(c, 401, "authentication_error", "Authorization",
-           "a valid API key is needed, as Authorization: Bearer KEY or X-Api-Key: KEY");
+    if (verdict == AUTH_UNKNOWN)
+        refuse_key(c);
+    else
+        refuse_for_now(c, verdict == AUTH_TOO_MANY ? "have in progress at most"
+                                                   : "make each minute at most");
 }
 
 static void check_body(struct call *c, const struct framing *f)
@@ -467,5 +549,6 @@ enum MHD_Result call_answer(struct call *c)
     link_must_read(c->http, c->link, 0);
     if (c->refusal.status)
         return reply_refusal(c);
+    log_body(c);
     return c->route->handle(c);
 }

@@ -30,6 +30,15 @@ struct refusal {
     int status; /* 0: none */
     struct buf json;
     const char *allow; /* 405: the methods that the path knows */
+    int retry_after;   /* seconds; 0: by the status */
+};
+
+/* What the answer's events have said. */
+struct account {
+    int particles;
+    int64_t prompt_tokens, tokens; /* given; drawn or scored */
+    double queue_seconds;
+    bool is_done;
 };
 
 struct call {
@@ -49,8 +58,10 @@ struct call {
     size_t held;      /* bytes of the body or the answer, as counted in the budget */
     size_t discarded; /* bytes of the body of a refused request */
     struct refusal refusal;
-    int status; /* of the answer; 0: none yet */
+    int status;         /* of the answer; 0: none yet */
+    struct visit visit; /* whose request it is */
     bool saw_event;
+    struct account account;
     struct stream *stream; /* the job's, once submitted */
 };
 

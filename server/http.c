@@ -280,6 +280,16 @@ int http_open(struct http **out, const struct config *config, struct err *err)
     return 0;
 }
 
+int http_reload(struct http *h, struct err *err)
+{
+    int clients;
+    if (auth_reload(h->service.auth, err))
+        return -1;
+    int keys = auth_keys(h->service.auth, &clients);
+    log_line(LOG_INFO, "SIGHUP: %d keys of %d names", keys, clients);
+    return 0;
+}
+
 const char *http_url(const struct http *h)
 {
     return h->url;

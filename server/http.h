@@ -14,6 +14,9 @@ const char *http_url(const struct http *); /* "http://127.0.0.1:8080" */
 /* Answer from now on, from this engine (which may still be loading). */
 int http_start(struct http *, struct engine *, struct err *err);
 
+/* Read the keys again, and say how many there are. Refused, they stay. */
+int http_reload(struct http *, struct err *err);
+
 /* About once a second, from one thread: deadlines, clients that left, pings. */
 void http_watch(struct http *);
 

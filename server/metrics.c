@@ -4,9 +4,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { SECONDS_BUCKETS = 14 };
+enum { SECONDS_BUCKETS = 16 };
 static const double seconds_bounds[SECONDS_BUCKETS] = {
-    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 60, 600};
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 600};
 
 struct histogram {
     uint64_t count[SECONDS_BUCKETS + 1]; /* the last: beyond all bounds */
@@ -290,6 +290,35 @@ static void label(struct buf *out, const char *name, const char *value)
     buf_puts(out, "\"");
 }
 
+static void client_line(struct buf *out, const char *name, const struct client_usage *c,
+                        const char *more, uint64_t value)
+{
+    buf_printf(out, "clotho_%s{key=\"%s\"%s} %llu\n", name, c->name, more,
+               (unsigned long long)value);
+}
+
+/* By the names of keys, which need no escaping; there are as many as the key file has. */
+static void client_metrics(struct buf *out, const struct client_usage *c, int n)
+{
+    head(out, "key_requests_total", "counter", "POST requests of a key that were let in.");
+    for (int i = 0; i < n; i++)
+        client_line(out, "key_requests_total", &c[i], "", c[i].requests);
+    head(out, "key_refused_total", "counter", "POST requests of a key that its limits refused.");
+    for (int i = 0; i < n; i++) {
+        client_line(out, "key_refused_total", &c[i], ",limit=\"concurrent\"", c[i].too_many);
+        client_line(out, "key_refused_total", &c[i], ",limit=\"per_minute\"", c[i].too_often);
+    }
+    head(out, "key_requests_active", "gauge", "POST requests of a key that are in progress.");
+    for (int i = 0; i < n; i++)
+        client_line(out, "key_requests_active", &c[i], "", (uint64_t)c[i].active);
+    head(out, "key_prompt_tokens_total", "counter", "Prompts' tokens of a key's whole answers.");
+    for (int i = 0; i < n; i++)
+        client_line(out, "key_prompt_tokens_total", &c[i], "", c[i].prompt_tokens);
+    head(out, "key_tokens_total", "counter", "Tokens drawn or scored in a key's whole answers.");
+    for (int i = 0; i < n; i++)
+        client_line(out, "key_tokens_total", &c[i], "", c[i].sampled_tokens);
+}
+
 static void build_info(struct buf *out, const struct engine_info *info)
 {
     head(out, "build_info", "gauge", "Always 1; what is running is in the labels.");
@@ -320,6 +349,8 @@ void metrics_text(struct buf *out, const struct metrics *m, const struct engine 
     request_metrics(out, m);
     cancelled_metrics(out, m);
     load_metrics(out, &s, load);
+    if (load->n_clients)
+        client_metrics(out, load->clients, load->n_clients);
     work_metrics(out, &s);
     shape_metrics(out, &s);
     time_metrics(out, &s);

@@ -2,6 +2,7 @@
 #pragma once
 #include "../core/buf.h"
 #include "../core/engine.h"
+#include "auth.h"
 #include "stream.h"
 
 struct metrics;
@@ -24,6 +25,8 @@ void metrics_stream_end(struct metrics *, enum stream_end);
 struct metrics_load {
     int connections, calls; /* open; requests in progress */
     size_t client_memory;   /* bytes */
+    const struct client_usage *clients;
+    int n_clients;
 };
 
 /* The whole page. */

@@ -280,8 +280,12 @@ static enum MHD_Result get_metrics(struct call *c)
 {
     struct buf text = {0};
     struct metrics_load load = {.client_memory = c->service->budget.used};
+    struct client_usage *clients;
+    load.n_clients = auth_usage(c->service->auth, &clients);
+    load.clients = clients;
     http_count(c->http, &load.connections, &load.calls);
     metrics_text(&text, c->service->metrics, c->service->engine, &load);
+    free(clients);
     return call_reply(c, MHD_HTTP_OK, "text/plain; version=0.0.4; charset=utf-8", &text);
 }
 

@@ -4,12 +4,14 @@
  * while the engine loads. On SIGTERM or SIGINT the engine refuses what is new, what runs may finish
  * until a deadline, then the streams are ended; libmicrohttpd, which aborts when it is stopped with
  * a suspended connection, goes next, and the engine, which streams call, last. A second signal
- * finds its default action. */
+ * finds its default action. SIGHUP reloads. */
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <time.h>
 
+#include "../core/twist.h"
 #include "commands.h"
 #include "http.h"
 #include "log.h"
@@ -27,19 +29,48 @@ static sigset_t stop_signals(void)
     return set;
 }
 
+/* Those that the main thread waits for. */
+static sigset_t awaited_signals(void)
+{
+    sigset_t set = stop_signals();
+    sigaddset(&set, SIGHUP);
+    return set;
+}
+
 static struct timespec duration(double seconds)
 {
     return (struct timespec){(time_t)seconds, (long)((seconds - (double)(time_t)seconds) * 1e9)};
 }
 
-/* Did a stop signal come within this time? Then the next one kills. */
-static bool is_stopped_within(double seconds)
+/* SIGHUP: what may change while the server runs is read again. Each request looks at its twist's
+ * file, so that there a look at the folder is all: whether it can be read, and what is in it. */
+static void reload(struct http *http, const struct config *c)
 {
-    sigset_t set = stop_signals();
+    struct err err;
+    struct twist_file *files = NULL;
+    if (http_reload(http, &err))
+        log_line(LOG_ERROR, "SIGHUP: the keys stay as they were: %s", err.msg);
+    if (!c->twist_dir)
+        return;
+    int n = twist_list(&files, c->twist_dir, &err);
+    free(files);
+    if (n < 0)
+        log_line(LOG_ERROR, "SIGHUP: %s", err.msg);
+    else
+        log_line(LOG_INFO, "SIGHUP: %s has %d twists", c->twist_dir, n);
+}
+
+/* Did a stop signal come within this time? Then the next one kills. */
+static bool is_stopped_within(double seconds, struct http *http, const struct config *c)
+{
+    sigset_t set = awaited_signals(), stop = stop_signals();
     struct timespec t = duration(seconds);
-    if (sigtimedwait(&set, NULL, &t) <= 0)
+    int which = sigtimedwait(&set, NULL, &t);
+    if (which == SIGHUP)
+        reload(http, c);
+    if (which <= 0 || which == SIGHUP)
         return false;
-    pthread_sigmask(SIG_UNBLOCK, &set, NULL);
+    pthread_sigmask(SIG_UNBLOCK, &stop, NULL);
     return true;
 }
 
@@ -106,7 +137,7 @@ static int watch(struct http *http, struct engine *engine, const struct config *
 {
     bool ready = false;
     double watched = stream_clock();
-    while (!is_stopped_within(ready ? watch_seconds : loading_seconds)) {
+    while (!is_stopped_within(ready ? watch_seconds : loading_seconds, http, c)) {
         enum engine_state state = engine_state(engine);
         if (state == ENGINE_FAILED)
             return report_failure(http, engine);
@@ -140,11 +171,13 @@ static int serve(const struct config *c)
 int command_serve(int argc, char **argv)
 {
     struct config c;
-    sigset_t set = stop_signals();
+    sigset_t set = awaited_signals();
     int status = command_config(&c, CONFIG_SERVE, argc, argv);
     if (status < 0) {
         log_set_level(c.log_level);
+        log_set_format(c.log_format);
         signal(SIGPIPE, SIG_IGN);
+        signal(SIGXFSZ, SIG_IGN); /* a file that may not grow is an error, not the end */
         pthread_sigmask(SIG_BLOCK, &set, NULL); /* before there are threads to inherit it */
         status = serve(&c);
     }

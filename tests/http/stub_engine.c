@@ -227,7 +227,7 @@ static int say_done(struct stub_job *j)
                                 .log_z = -0.125 * j->step,
                                 .ess = 1,
                                 .prompt_tokens = j->job->prompt_ids.n,
-                                .completion_tokens = (int64_t)j->step * j->job->particles,
+                                .completion_tokens = (int64_t)j->steps * j->job->particles,
                                 .sample_seconds = now() - j->submitted}};
     return tell(j, &ev);
 }

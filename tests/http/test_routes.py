@@ -3,7 +3,7 @@ import json
 import re
 
 import pytest
-from wire import Wire, ask, get, metric, post, sample, wait_until
+from wire import Wire, ask, get, post, sample, wait_until
 
 GET_ROUTES = ["/health", "/readyz", "/livez", "/v1/models", "/metrics", "/openapi.json", "/"]
 POST_ROUTES = ["/v1/sample", "/v1/score", "/v1/bounds", "/tokenize", "/detokenize"]
@@ -224,62 +224,12 @@ def test_cors_only_when_asked_for(server, stub):
     assert preflight.status == 204
     assert "Content-Type" in preflight.headers["access-control-allow-headers"]
     assert {"POST", "DELETE"} <= set(preflight.headers["access-control-allow-methods"].split(", "))
+    asked = ask(listed, get("/v1/sample", origin, "Access-Control-Request-Method: POST",
+                            "Access-Control-Request-Headers: x-stainless-os", method="OPTIONS"))
+    assert asked.headers["access-control-allow-headers"] == "x-stainless-os"
     any_origin = stub("--cors-origins", "*")
     assert ask(any_origin, sample("", 1, 1)).status == 200
     assert "access-control-allow-origin" in ask(any_origin, get("/livez", origin)).headers
-
-
-def test_keys(stub, tmp_path_factory):
-    keys = tmp_path_factory.mktemp("keys") / "keys"
-    keys.write_text("# the team's\nfirst-key\n\n  second-key  \n")
-    server = stub("--api-key", "flag-key", "--api-key-file", str(keys))
-    for path in ("/health", "/readyz", "/livez"):
-        assert ask(server, get(path)).status == 200
-    closed = [get(p) for p in ("/v1/models", "/metrics", "/openapi.json", "/", "/nope")]
-    for request in [*closed, sample()]:
-        reply = ask(server, request)
-        assert_error(reply, 401, "Authorization", "authentication_error")
-        assert reply.headers["www-authenticate"] == "Bearer"
-    for key in ("flag-key", "first-key", "second-key"):
-        assert ask(server, get("/v1/models", f"Authorization: Bearer {key}")).status == 200
-        assert ask(server, get("/v1/models", f"X-Api-Key: {key}")).status == 200
-    for key in ("", "flag-ke", "flag-key1", "# the team's", "flag-keyflag-key"):
-        assert ask(server, get("/v1/models", f"Authorization: Bearer {key}")).status == 401
-    assert ask(server, get("/v1/models", "Authorization: flag-key")).status == 401
-    assert ask(server, get("/v1/sample", "Origin: x", method="OPTIONS")).status == 204
-    assert "flag-key" not in server.log() and "first-key" not in server.log()
-
-
-def test_metrics_page(server):
-    ask(server, sample("us=100", 4, 8))
-    page = server.client().get("/metrics")
-    assert page.headers["Content-Type"].startswith("text/plain; version=0.0.4")
-    helped = set()
-    for line in page.body.decode().splitlines():
-        if line.startswith("# HELP "):
-            helped.add(line.split()[2])
-        elif not line.startswith("#"):
-            name = re.match(r'(clotho_[a-z0-9_]+)(\{([a-z]+="[^"]*",?)+\})? -?[0-9.e+-]+$',
-                            line).group(1)
-            assert name in helped or re.sub("_(bucket|sum|count)$", "", name) in helped
-    text = page.body.decode()
-    for needed in ("requests_total{", "request_duration_seconds_bucket{", "queue_seconds_count",
-                   "time_to_first_event_seconds_bucket{", "forward_seconds_total",
-                   "smc_seconds_total", "op_seconds_total{", "ess_ratio_bucket{",
-                   "forward_rows_bucket{", "kv_pages", "kv_pages_used", "kv_pages_shared",
-                   "resamples_total", "extinctions_total", "jobs_cancelled_total", "build_info{",
-                   "learning_updates_total", "bounds_runs_total", "twists_loaded",
-                   "twist_memory_bytes"):
-        assert "clotho_" + needed in text
-
-
-def test_metrics_count_requests(server):
-    name = 'clotho_requests_total{endpoint="/livez",method="GET",code="200"}'
-    ask(server, get("/livez"))
-    before = metric(server, name)
-    for _ in range(3):
-        ask(server, get("/livez"))
-    assert metric(server, name) == before + 3
 
 
 def test_log_has_requests_but_no_texts(server):
@@ -288,5 +238,6 @@ def test_log_has_requests_but_no_texts(server):
     wait_until(lambda: "my-request-1" in server.log())
     line = next(l for l in server.log().splitlines() if "my-request-1" in l)
     assert re.match(r"time=\S+Z level=info request=my-request-1 method=POST path=/v1/sample "
-                    r"status=200 seconds=[0-9.]+ end=done$", line)
+                    r"status=200 seconds=[0-9.]+ particles=16 queue_seconds=[0-9.]+ "
+                    r"prompt_tokens=\d+ tokens=16 end=done$", line)
     assert "secret" not in server.log()
