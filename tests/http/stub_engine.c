@@ -4,11 +4,10 @@
  *
  *   us=N       microseconds between steps (0: as fast as it goes)
  *   quiet=N    milliseconds of silence before the first event
- *   text=N     bytes of each sample's text
- *   fail=N     an error event instead of step N
- *   vanish=N   the job ends without a last event at step N
- *   die=N      the device fails at step N
- *   dead=N     lower bounds are minus infinity with fewer than N particles
+ *   text=N     bytes of each sample's text, and of the one that a step tells if "particles" is
+ * wanted fail=N     an error event instead of step N vanish=N   the job ends without a last event
+ * at step N die=N      the device fails at step N dead=N     lower bounds are minus infinity with
+ * fewer than N particles
  *
  * Steps of bounds are runs, of learning updates; the numbers it says are simple ones: log Z is -2,
  * bounds are off by one over the particles, by four times that without resampling, and all that
@@ -96,11 +95,16 @@ static int say_start(const struct engine *e, struct stub_job *j)
 
 static int say_step(struct stub_job *j)
 {
+    char filler[1024];
+    memset(filler, 'x', sizeof filler);
+    struct event_text text = {filler, j->text < 1024 ? (size_t)j->text : sizeof filler};
     struct event ev = {.type = EVENT_STEP,
                        .step = {.step = j->step,
                                 .active = j->job->particles,
                                 .ess = j->job->particles / (1 + 0.01 * j->step),
-                                .log_z = -0.125 * j->step}};
+                                .log_z = -0.125 * j->step,
+                                .n_texts = j->job->ev_particles,
+                                .texts = &text}};
     return j->job->ev_step && tell(j, &ev);
 }
 
