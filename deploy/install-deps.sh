@@ -87,7 +87,7 @@ updated=false
 install_missing "${packages[@]}"
 if $tests; then
     install_missing g++ clang libomp-dev
-    install_missing nginx-light openssl prometheus chromium chromium-driver
+    install_missing nginx-light openssl chromium chromium-driver prometheus docker-compose
     install_missing "$(clang_runtime)"
 fi
 
