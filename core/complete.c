@@ -1,7 +1,14 @@
 /* Choices for several prompts, in one answer. Each prompt has a run of its own, all of them from
  * the beginning: they share the client's part of the steps. The first prompt's run has the
  * request's own seed, so that a prompt alone draws what it draws in front of others; those behind
- * it have seeds made from that one and their number. */
+ * it have seeds made from that one and their number.
+ *
+ * Where log-probabilities are wanted, a second run for each prompt scores its texts: by the model's
+ * own distribution, as other servers do, and not by the prior that the texts were drawn from. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
 #include "run.h"
 #include "study.h"
 
@@ -10,11 +17,25 @@ struct completing {
     int64_t tokens; /* drawn */
 };
 
-/* One prompt's run, for its sink. */
+/* One prompt's runs, for their sinks. */
 struct part {
     struct completing *of;
     int prompt;
+    struct ids *texts; /* (n) as they are scored: with logprobs, after what is left of an echo */
+    bool *stopped;     /* (n) */
 };
+
+static const struct complete *wanted(const struct completing *c)
+{
+    return &c->run->job->complete;
+}
+
+static const struct prompt *prompt_of(const struct part *p)
+{
+    return &wanted(p->of)->prompts[p->prompt];
+}
+
+/* ---- jobs ---- */
 
 static struct job *sampling_job(const struct run *r, int prompt)
 {
@@ -32,43 +53,173 @@ static struct job *sampling_job(const struct run *r, int prompt)
     return j;
 }
 
+/* An echoed prompt is scored as well, but for its first token, which nothing predicts. */
+static struct job *scoring_job(const struct run *r, int prompt, struct ids *texts)
+{
+    const struct complete *c = &r->job->complete;
+    struct job *j = study_job(r, JOB_SCORE, 0);
+    j->prompt_ids = c->prompts[prompt].ids;
+    if (c->echo)
+        j->prompt_ids.n = 1;
+    j->temperature = 1;
+    j->top_k = 0;
+    j->top_p = 1;
+    j->min_tokens = 0;
+    j->ignore_eos = false;
+    j->n_bias = 0;
+    j->n_potentials = 0;
+    j->twist = (struct twist_choice){0};
+    j->base_proposal = true;
+    j->completions = texts;
+    j->n_completions = c->n;
+    j->per_token = true;
+    j->top = c->logprobs;
+    return j;
+}
+
+/* ---- what is said ---- */
+
 static void say_choice(struct part *p, const struct event *e)
 {
-    struct run *r = p->of->run;
-    run_say(r, &(struct event){.type = EVENT_CHOICE,
-                               .choice = {.index = p->prompt * r->job->complete.n + e->sample.index,
-                                          .tokens = e->sample.tokens,
-                                          .n_tokens = e->sample.n_tokens,
-                                          .stopped = e->sample.stopped}});
+    int index = p->prompt * wanted(p->of)->n + e->sample.index;
+    run_say(p->of->run, &(struct event){.type = EVENT_CHOICE,
+                                        .choice = {.index = index,
+                                                   .tokens = e->sample.tokens,
+                                                   .n_tokens = e->sample.n_tokens,
+                                                   .stopped = e->sample.stopped}});
 }
 
 static void say_tokens(struct part *p, const struct event *e)
 {
     struct event tokens = *e;
-    tokens.tokens.first = p->prompt * p->of->run->job->complete.n;
+    tokens.tokens.first = p->prompt * wanted(p->of)->n;
     run_say(p->of->run, &tokens);
 }
 
-static int on_event(void *user, const struct event *e)
+/* A text and what was found of it, behind `lead` tokens of the prompt that have no numbers. */
+static void say_scored(struct part *p, int i, int lead, const struct event *score)
+{
+    const struct complete *c = wanted(p->of);
+    int n_top = c->logprobs, n = lead + p->texts[i].n;
+    int32_t *tokens = calloc((size_t)n + 1, sizeof *tokens);
+    double *log_p = calloc((size_t)n + 1, sizeof *log_p);
+    struct event_top *top = calloc((size_t)n * (size_t)n_top + 1, sizeof *top);
+    CHECK(tokens && log_p && top && "out of memory");
+    for (int t = 0; t < n; t++) {
+        tokens[t] = t < lead ? prompt_of(p)->ids.id[t] : p->texts[i].id[t - lead];
+        log_p[t] = t < lead ? NAN : score->score.token_log_p[t - lead];
+    }
+    for (int t = 0; t < lead * n_top; t++)
+        top[t] = (struct event_top){-1, NAN};
+    if (score && n_top)
+        memcpy(top + lead * n_top, score->score.top,
+               (size_t)p->texts[i].n * (size_t)n_top * sizeof *top);
+    run_say(p->of->run, &(struct event){.type = EVENT_CHOICE,
+                                        .choice = {.index = p->prompt * c->n + i,
+                                                   .tokens = tokens,
+                                                   .n_tokens = n,
+                                                   .n_echo = c->echo ? prompt_of(p)->ids.n : 0,
+                                                   .stopped = p->stopped[i],
+                                                   .token_log_p = log_p,
+                                                   .top = top,
+                                                   .n_top = n_top}});
+    free(tokens);
+    free(log_p);
+    free(top);
+}
+
+/* ---- scoring ---- */
+
+/* The tokens to score of choice i, which was drawn as these: behind an echo's second token and on.
+ */
+static void keep_text(struct part *p, int i, const int32_t *tokens, int n, bool stopped)
+{
+    const struct complete *c = wanted(p->of);
+    const struct ids *prompt = &prompt_of(p)->ids;
+    int lead = c->echo ? prompt->n - 1 : 0;
+    int32_t *id = ARENA_NEW(&p->of->run->job->arena, int32_t, lead + n + 1);
+    memcpy(id, prompt->id + (c->echo ? 1 : 0), (size_t)lead * sizeof *id);
+    if (n)
+        memcpy(id + lead, tokens, (size_t)n * sizeof *id);
+    p->texts[i] = (struct ids){id, lead + n};
+    p->stopped[i] = stopped;
+}
+
+static int on_score(void *user, const struct event *e)
 {
     struct part *p = user;
-    if (e->type == EVENT_TOKENS)
-        say_tokens(p, e);
-    if (e->type == EVENT_SAMPLE)
-        say_choice(p, e);
-    if (e->type == EVENT_DONE)
-        p->of->tokens += e->done.completion_tokens;
+    if (e->type == EVENT_SCORE)
+        say_scored(p, e->score.index, wanted(p->of)->echo ? 1 : 0, e);
     if (e->type == EVENT_ERROR)
         run_fail(p->of->run, &e->error);
     return 0;
 }
 
-static int spawn(struct completing *c, int prompt, struct err *err)
+static int begin_scores(struct part *p, struct err *err)
 {
-    struct part *p = ARENA_NEW(&c->run->job->arena, struct part, 1);
-    *p = (struct part){.of = c, .prompt = prompt};
-    struct sink sink = {.event = on_event, .user = p};
-    return study_spawn(c->run, sampling_job(c->run, prompt), sink, NULL, err);
+    struct run *r = p->of->run;
+    if (p->texts[0].n == 0) { /* a single token echoed, or nothing at all: there is no other text */
+        for (int i = 0; i < wanted(p->of)->n; i++)
+            say_scored(p, i, wanted(p->of)->echo ? 1 : 0, NULL);
+        return 0;
+    }
+    struct sink sink = {.event = on_score, .user = p};
+    return study_spawn(r, scoring_job(r, p->prompt, p->texts), sink, NULL, err);
+}
+
+/* ---- drawing ---- */
+
+static void drawn(struct part *p, const struct event *e)
+{
+    struct err err;
+    p->of->tokens += e->done.completion_tokens;
+    if (p->texts && begin_scores(p, &err) != 0)
+        run_fail(p->of->run, &err);
+}
+
+static int on_draw(void *user, const struct event *e)
+{
+    struct part *p = user;
+    if (e->type == EVENT_TOKENS)
+        say_tokens(p, e);
+    if (e->type == EVENT_SAMPLE && p->texts)
+        keep_text(p, e->sample.index, e->sample.tokens, e->sample.n_tokens, e->sample.stopped);
+    else if (e->type == EVENT_SAMPLE)
+        say_choice(p, e);
+    if (e->type == EVENT_DONE)
+        drawn(p, e);
+    if (e->type == EVENT_ERROR)
+        run_fail(p->of->run, &e->error);
+    return 0;
+}
+
+static int begin_nothing(struct part *p, struct err *err)
+{
+    const struct complete *c = wanted(p->of);
+    for (int i = 0; i < c->n && p->texts; i++)
+        keep_text(p, i, NULL, 0, false);
+    if (p->texts)
+        return begin_scores(p, err);
+    for (int i = 0; i < c->n; i++)
+        run_say(p->of->run,
+                &(struct event){.type = EVENT_CHOICE, .choice = {.index = p->prompt * c->n + i}});
+    return 0;
+}
+
+static int begin_part(struct completing *study, int prompt, struct err *err)
+{
+    const struct complete *c = wanted(study);
+    struct arena *a = &study->run->job->arena;
+    struct part *p = ARENA_NEW(a, struct part, 1);
+    *p = (struct part){.of = study, .prompt = prompt};
+    if (c->logprobs >= 0) {
+        p->texts = ARENA_NEW(a, struct ids, c->n);
+        p->stopped = ARENA_NEW(a, bool, c->n);
+    }
+    if (!c->draws)
+        return begin_nothing(p, err);
+    struct sink sink = {.event = on_draw, .user = p};
+    return study_spawn(study->run, sampling_job(study->run, prompt), sink, NULL, err);
 }
 
 /* ---- the study ---- */
@@ -82,28 +233,40 @@ static int longest_prompt(const struct complete *c)
     return longest;
 }
 
-static int plan(struct run *r, struct err *err)
-{
-    return study_check(r, sampling_job(r, longest_prompt(&r->job->complete)), err);
-}
-
-static void say_nothing(struct run *r)
+/* Texts as long as they can get, all of them the same one. */
+static int check_scores(struct run *r, int prompt, struct err *err)
 {
     const struct complete *c = &r->job->complete;
-    for (int i = 0; i < c->n_prompts * c->n; i++)
-        run_say(r, &(struct event){.type = EVENT_CHOICE, .choice = {.index = i}});
+    int n = c->prompts[prompt].ids.n + r->job->segments[0].max_tokens - (c->echo ? 1 : 0);
+    n -= c->echo ? 0 : c->prompts[prompt].ids.n;
+    int32_t *id = calloc((size_t)n, sizeof *id);
+    struct ids *texts = calloc((size_t)c->n, sizeof *texts);
+    CHECK(id && texts && "out of memory");
+    for (int i = 0; i < c->n; i++)
+        texts[i] = (struct ids){id, n};
+    struct err why;
+    int rc = study_check(r, scoring_job(r, prompt, texts), &why);
+    free(id);
+    free(texts);
+    return rc == 0 ? 0 : err_field(err, "logprobs", "to find them: %s", why.msg);
+}
+
+static int plan(struct run *r, struct err *err)
+{
+    const struct complete *c = &r->job->complete;
+    int longest = longest_prompt(c);
+    if (study_check(r, sampling_job(r, longest), err) != 0)
+        return -1;
+    return c->logprobs >= 0 ? check_scores(r, longest, err) : 0;
 }
 
 static int begin(struct run *r, struct err *err)
 {
-    const struct complete *c = &r->job->complete;
     struct completing *study = ARENA_NEW(&r->job->arena, struct completing, 1);
     r->study = study;
     study->run = r;
-    if (!c->draws)
-        say_nothing(r);
-    for (int i = 0; i < c->n_prompts && c->draws; i++)
-        if (spawn(study, i, err) != 0)
+    for (int i = 0; i < r->job->complete.n_prompts; i++)
+        if (begin_part(study, i, err) != 0)
             return -1;
     return 0;
 }

@@ -291,7 +291,7 @@ static double forward_seconds(const struct backend *b)
 {
     double s = 0;
     for (int op = 0; op < OP_COUNT; op++)
-        if (op != OP_KV_COPY && op != OP_PROPOSE && op != OP_RESAMPLE)
+        if (op != OP_KV_COPY && op != OP_PROPOSE && op != OP_TOP && op != OP_RESAMPLE)
             s += b->seconds[op];
     return s;
 }

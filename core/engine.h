@@ -8,6 +8,7 @@
 #include <stdint.h>
 
 #include "../kernels/backend.h"
+#include "chat.h"
 #include "err.h"
 #include "event.h"
 #include "job.h"
@@ -44,6 +45,7 @@ struct engine_info {
     struct model_memory memory;
     int context, n_pages, batch_rows;
     const struct tokenizer *tokenizer;
+    struct chat_template chat;
     struct limits limits;
     char twist_dir[512]; /* "": none */
     size_t twist_bytes;

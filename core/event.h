@@ -38,6 +38,12 @@ struct event_token {
     bool stopped; /* … as it is EOS or completes a stop string */
 };
 
+/* One of the likeliest tokens in a place. */
+struct event_top {
+    int32_t id;
+    double log_p;
+};
+
 /* A mean over runs; se, its standard error, is NaN (JSON: null) for n < 2, mean for n = 0. */
 struct event_mean {
     double mean, se;
@@ -84,8 +90,10 @@ struct event {
             bool has_phi;
             const int32_t *tokens;
             int n_tokens;
-            const double *log_twist;   /* (n_tokens) or NULL without a twist */
-            const double *token_log_p; /* (n_tokens) or NULL */
+            const double *log_twist;     /* (n_tokens) or NULL without a twist */
+            const double *token_log_p;   /* (n_tokens) or NULL */
+            const struct event_top *top; /* (n_tokens, n_top) by falling log p */
+            int n_top;
         } score;
         struct {
             int first; /* to be added to the indices */
@@ -96,7 +104,11 @@ struct event {
             int index;             /* prompt * n + its number */
             const int32_t *tokens; /* EOS and stop strings included */
             int n_tokens;
+            int n_echo; /* of them are the prompt's */
             bool stopped;
+            const double *token_log_p;   /* (n_tokens) or NULL; NaN for what nothing predicts */
+            const struct event_top *top; /* (n_tokens, n_top) by falling log p; NaN: unknown */
+            int n_top;
         } choice;
         struct {
             bool upper; /* kind */

@@ -151,9 +151,13 @@ struct learn {
 struct complete {
     struct prompt *prompts; /* the first is the job's own */
     int n_prompts;
-    int n;       /* choices for each: all its particles, or with potentials so many draws of them */
-    bool draws;  /* false: max_tokens 0, nothing is drawn, and the hole's one token is a stand-in */
-    bool tokens; /* say each token as it is drawn; no potentials then */
+    int n;      /* choices for each: all its particles, or with potentials so many draws of them */
+    bool draws; /* false: max_tokens 0, nothing is drawn, and the hole's one token is a stand-in */
+    bool echo;  /* the prompt belongs to the choice */
+    int logprobs; /* log-probabilities under the model itself: of the choices' tokens, and so many
+                     of the likeliest in each place; -1: none */
+    bool tokens;  /* say each token as it is drawn; no potentials, no
+                     logprobs then */
 };
 
 struct job {
@@ -211,6 +215,7 @@ struct job {
     struct ids *completions;
     int n_completions;
     bool per_token; /* results carry token_log_p */
+    int top;        /* … and so many likeliest tokens in each place; at most TOP_MAX */
 };
 
 struct job *

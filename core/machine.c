@@ -105,6 +105,7 @@ static int open_scratch(struct machine *m, struct err *err)
     m->twists = zeroed((size_t)rows, sizeof *m->twists);
     m->draws = zeroed((size_t)draws, sizeof *m->draws);
     m->out = zeroed((size_t)draws, sizeof *m->out);
+    m->top = zeroed((size_t)rows * (1 + TOP_MAX), sizeof *m->top);
     m->slots = zeroed((size_t)rows, sizeof *m->slots);
     m->copy_from = zeroed((size_t)draws, sizeof *m->copy_from);
     m->copy_to = zeroed((size_t)draws, sizeof *m->copy_to);
@@ -163,6 +164,7 @@ int machine_open(struct machine *m, const struct engine_opts *opts, struct err *
     info->batch_rows = opts->batch_rows ? opts->batch_rows : m->backend->own_memory ? 2048 : 256;
     info->limits = opts->limits;
     info->tokenizer = m->tokenizer;
+    chat_template_read(&info->chat, m->gguf);
     m->max_particles = opts->max_particles;
     gguf_fingerprint(m->gguf, info->fingerprint);
     if (plan_memory(m, opts, &mo, err) != 0)
@@ -201,6 +203,7 @@ void machine_close(struct machine *m)
     free(m->twists);
     free(m->draws);
     free(m->out);
+    free(m->top);
     free(m->slots);
     free(m->copy_from);
     free(m->copy_to);

@@ -30,16 +30,17 @@ struct seq {
     int n_head;
     int32_t *own; /* (cap) the tokens after them */
     int n_own, cap;
-    int target;       /* rows are owed for positions kv->n_tokens .. target-1 */
-    int logp_from;    /* tokens from this position on want their log p; INT_MAX: none */
-    double logp_sum;  /* of those delivered since it was last set to 0 */
-    double logq_sum;  /* of the same, their log q under the run's proposal */
-    double *logp;     /* (cap) each own token's log p as delivered, or NULL */
-    int fan_out;      /* draws wanted of the row that predicts the first unknown token; 0: none */
-    int particle;     /* whose random stream draws: particle .. particle+fan_out-1 */
-    int32_t hidden;   /* kept row of the hidden store for the drawing row; -1: none */
-    void *state;      /* dev act (dim): gets the hidden state of the last token; NULL: not wanted */
-    double *log_psi;  /* (cap) of a scored text: log ψ of each own token, or NULL */
+    int target;      /* rows are owed for positions kv->n_tokens .. target-1 */
+    int logp_from;   /* tokens from this position on want their log p; INT_MAX: none */
+    double logp_sum; /* of those delivered since it was last set to 0 */
+    double logq_sum; /* of the same, their log q under the run's proposal */
+    double *logp;    /* (cap) each own token's log p as delivered, or NULL */
+    int fan_out;     /* draws wanted of the row that predicts the first unknown token; 0: none */
+    int particle;    /* whose random stream draws: particle .. particle+fan_out-1 */
+    int32_t hidden;  /* kept row of the hidden store for the drawing row; -1: none */
+    void *state;     /* dev act (dim): gets the hidden state of the last token; NULL: not wanted */
+    struct event_top *top; /* (cap, job->top) of a scored text, or NULL */
+    double *log_psi;       /* (cap) of a scored text: log ψ of each own token, or NULL */
     bool scored;      /* a given text of JOB_SCORE: its tokens want all that the proposal says */
     bool own_context; /* a judge's text: min_tokens does not apply */
     bool done;        /* owes nothing in the present phase */
@@ -100,6 +101,7 @@ struct machine {
     struct model_twist *twists; /* (max_rows) … and by which twist */
     struct propose_draw *draws; /* (max_rows + max_particles) */
     struct propose_out *out;    /* (max_rows + max_particles) */
+    struct top_token *top;      /* (max_rows, 1 + TOP_MAX) */
     int32_t *slots;             /* (max_rows) */
     int32_t *copy_from; /* (max_rows + max_particles) hidden rows to be kept elsewhere … */
     void **copy_to;     /* … in this memory … */

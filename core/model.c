@@ -44,6 +44,7 @@ struct workspace {
     int32_t *copy;                /* (2, H) the indices of model_copy_hidden */
     int32_t *index;               /* (index_size) the batch's arrays */
     struct propose_out *draw_out; /* (H) */
+    struct top_token *top;        /* (H, 1 + TOP_MAX) */
     char *ask;                    /* (ask_size) draws, rows and hidden indices of model_propose */
     size_t bytes;
 };
@@ -142,6 +143,7 @@ static struct workspace workspace_at(uintptr_t base, const struct model_config *
     w.copy = carve(base, &used, 2, kept, sizeof(int32_t));
     w.index = carve(base, &used, 1, index_size(o), sizeof(int32_t));
     w.draw_out = carve(base, &used, kept, 1, sizeof *w.draw_out);
+    w.top = carve(base, &used, kept, 1 + TOP_MAX, sizeof *w.top);
     w.ask = carve(base, &used, 1, ask_size(o), 1);
     w.bytes = used;
     return w;
@@ -594,6 +596,21 @@ static int twist_chunk(struct model *m, const struct model_twist *twist, int n)
     return 0;
 }
 
+/* The likeliest tokens of the chunk's rows, if they are wanted. */
+static int top_chunk(struct model *m, const struct model_ask *ask, const struct staged *dev,
+                     int first, int n)
+{
+    const struct top_args args = {
+        .logits = m->w.logits,
+        .vocab = m->c.vocab,
+        .k = ask->top,
+        .rows = dev->rows + first,
+        .draws = dev->draws,
+        .out = m->w.top + (size_t)first * (size_t)(1 + ask->top),
+    };
+    return ask->top ? m->b->ops->top(m->b, &args, n) : 0;
+}
+
 /* Rows first .. first + n: their logits and twists, and what is asked of them. */
 static int propose_chunk(struct model *m, const struct model_ask *ask, const struct staged *dev,
                          int first, int n)
@@ -613,7 +630,8 @@ static int propose_chunk(struct model *m, const struct model_ask *ask, const str
     return ops->copy_rows(m->b, m->w.h_head, NULL, m->w.hidden, dev->hidden + first, n,
                           row_bytes) ||
            ops->linear(m->b, m->w.logits, LINEAR_F32, m->w.h_head, m->head, n) ||
-           twist_chunk(m, ask->twist + first, n) || ops->propose(m->b, &args, n);
+           top_chunk(m, ask, dev, first, n) || twist_chunk(m, ask->twist + first, n) ||
+           ops->propose(m->b, &args, n);
 }
 
 static int propose(struct model *m, const struct model_ask *ask, struct propose_out *out)
@@ -633,7 +651,9 @@ static int propose(struct model *m, const struct model_ask *ask, struct propose_
         if (propose_chunk(m, ask, &dev, i, n))
             return -1;
     }
-    if (ops->download(m->b, out, m->w.draw_out, (size_t)ask->n_draws * sizeof *out))
+    size_t top_bytes = (size_t)ask->n_rows * (size_t)(1 + ask->top) * sizeof *ask->top_out;
+    if (ops->download(m->b, out, m->w.draw_out, (size_t)ask->n_draws * sizeof *out) ||
+        (ask->top && ops->download(m->b, ask->top_out, m->w.top, top_bytes)))
         return -1;
     m->index_in_flight = false; /* download waits for all that was queued */
     return 0;
@@ -643,6 +663,7 @@ int model_propose(struct model *m, const struct model_ask *ask, struct propose_o
                   struct err *err)
 {
     int most = hidden_rows(&m->o);
+    CHECK(ask->top >= 0 && ask->top <= TOP_MAX);
     CHECK(ask->n_rows > 0 && ask->n_rows <= most && ask->n_draws > 0 && ask->n_draws <= most);
     for (int i = 0; i < ask->n_rows; i++) {
         const struct propose_row *row = &ask->rows[i];

@@ -77,6 +77,8 @@ struct model_ask {
     const struct propose_draw *draws; /* (n_draws), as rows[].first_draw, n_draws say */
     int n_draws;
     const struct prior *priors; /* dev */
+    int top;                    /* > 0: so many likeliest tokens of each row by its logits */
+    struct top_token *top_out;  /* (n_rows, 1 + top) of it, as the operation `top` has it */
 };
 
 /* Logits, twists, and propose, in chunks of rows so that the logits stay small. Returns when out

@@ -162,7 +162,8 @@ static int plan_host(struct run *r, struct err *err)
 {
     const struct job *j = r->job;
     size_t per_token = sizeof(int32_t) + (j->logprobs || j->per_token ? sizeof(double) : 0) +
-                       (scores_log_psi(j) ? sizeof(double) : 0);
+                       (scores_log_psi(j) ? sizeof(double) : 0) +
+                       (size_t)j->top * sizeof(struct event_top);
     size_t particle = sizeof(struct particle) + sizeof(struct kv_seq) + 256 +
                       (size_t)r->cap * per_token + 2 * sizeof(int) * (size_t)(r->n_holes + 1) +
                       sizeof(int32_t) * (size_t)kv_pages_for(r->n_prompt + r->cap);
@@ -323,6 +324,8 @@ static void allocate(struct run *r)
         r->p[i].seq.scored = j->kind == JOB_SCORE;
         if (scores_log_psi(j))
             r->p[i].seq.log_psi = ARENA_NEW(a, double, r->cap);
+        if (j->top)
+            r->p[i].seq.top = ARENA_NEW(a, struct event_top, (size_t)r->cap * (size_t)j->top);
         if (r->adapted)
             r->p[i].seq.hidden = r->m->hidden_free[--r->m->n_hidden_free];
     }

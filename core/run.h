@@ -206,7 +206,9 @@ int phi_advance(struct run *, struct err *err);
 void phi_items_of_population(struct run *, bool drew_only);
 
 /* score.c */
-void score_token(struct run *, struct seq *, int t, const struct propose_out *); /* own token t */
+/* Own token t. top: the row's likeliest tokens, as the operation `top` has them, or NULL. */
+void score_token(struct run *, struct seq *, int t, const struct propose_out *,
+                 const struct top_token *top);
 void score_finish(struct run *); /* JOB_SCORE: all is known; says it, and ends */
 
 /* trace.c: into the run's trace, if it has one */

@@ -2,8 +2,22 @@
 #include "potential.h"
 #include "run.h"
 
-void score_token(struct run *r, struct seq *s, int t, const struct propose_out *out)
+/* Their log-probabilities, from that of the token itself and the differences of logits: for a prior
+ * that is the model's own distribution. */
+static void keep_top(struct seq *s, int t, int n, const struct propose_out *out,
+                     const struct top_token *top)
 {
+    for (int i = 0; i < n; i++) {
+        double difference = (double)top[1 + i].logit - (double)top[0].logit;
+        s->top[t * n + i] = (struct event_top){top[1 + i].id, out->log_p0 + difference};
+    }
+}
+
+void score_token(struct run *r, struct seq *s, int t, const struct propose_out *out,
+                 const struct top_token *top)
+{
+    if (s->top)
+        keep_top(s, t, r->job->top, out, top);
     if (s->log_psi)
         s->log_psi[t] = out->log_psi + run_calibration(r, t + 1);
     run_trace_score(r, s, t, out);
@@ -44,7 +58,9 @@ void score_finish(struct run *r)
                                              .tokens = p->seq.own,
                                              .n_tokens = p->seq.n_own,
                                              .log_twist = find_twist(r, &p->seq, &partial),
-                                             .token_log_p = p->seq.logp}});
+                                             .token_log_p = p->seq.logp,
+                                             .top = p->seq.top,
+                                             .n_top = r->job->top}});
     }
     run_say_done(r, 0, 0, tokens);
 }

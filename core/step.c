@@ -154,7 +154,8 @@ static int add_draws(struct machine *m, int n, const struct run *run, const stru
     return s->fan_out;
 }
 
-static void deliver(struct machine *m, const struct want *w, const struct propose_out *out)
+static void deliver(struct machine *m, const struct want *w, const struct propose_out *out,
+                    const struct top_token *top)
 {
     struct run *run = w->run;
     struct seq *s = w->seq;
@@ -167,7 +168,7 @@ static void deliver(struct machine *m, const struct want *w, const struct propos
         if (s->logp && next >= s->n_head)
             s->logp[next - s->n_head] = out->log_p0;
         if (s->scored)
-            score_token(run, s, next - s->n_head, out);
+            score_token(run, s, next - s->n_head, out, top);
         m->stats.forced_tokens++;
         return;
     }
@@ -187,12 +188,14 @@ static int propose(struct machine *m, struct err *err)
         .twist = m->twists,
         .draws = m->draws,
         .priors = m->priors,
+        .top_out = m->top,
     };
     for (int o = 0; o < b->n_out; o++) {
         const struct want *w = &m->want[o];
         if (wants_state(w->seq, w->pos))
             continue;
         int i = ask.n_rows++;
+        ask.top = w->run->job->top > ask.top ? w->run->job->top : ask.top;
         m->want[i] = *w; /* those that ask nothing drop out */
         m->hidden[i] = b->out_hidden[o];
         /* log p of texts is the prior's alone; draws and scored tokens are the proposal's */
@@ -211,7 +214,7 @@ static int propose(struct machine *m, struct err *err)
     if (model_propose(m->model, &ask, m->out, err) != 0)
         return -1;
     for (int i = 0; i < ask.n_rows; i++)
-        deliver(m, &m->want[i], m->out + m->rows[i].first_draw);
+        deliver(m, &m->want[i], m->out + m->rows[i].first_draw, m->top + i * (1 + ask.top));
     return 0;
 }
 

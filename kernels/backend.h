@@ -132,6 +132,21 @@ struct propose_args {
     int n_draws;
 };
 
+struct top_token {
+    int32_t id; /* -1: there is none */
+    float logit;
+};
+enum { TOP_MAX = 20 };
+struct top_args {
+    const float *logits;              /* (n, vocab) */
+    int vocab, k;                     /* k in 1..TOP_MAX */
+    const struct propose_row *rows;   /* dev (n) */
+    const struct propose_draw *draws; /* dev */
+    struct top_token *out; /* dev (n, 1 + k): the forced token of the row's first draw, -1 and -inf
+                              if it is drawn, and then the k likeliest tokens in order, the lower
+                              id first among equals */
+};
+
 /* What stands between the layers of a twist's head, or behind the last. */
 enum activation {
     ACTIVATE_RELU,        /* y act = max(x, 0) */
@@ -245,6 +260,9 @@ struct backend_ops {
      * and its Philox counter. n rows. */
     int (*propose)(struct backend *, const struct propose_args *, int n);
 
+    /* The likeliest tokens of n rows, before `propose` overwrites them. */
+    int (*top)(struct backend *, const struct top_args *, int n);
+
     /* Between layers of a head: y[i] = activation(x[i]), n rows of dim. x float. */
     int (*activate)(struct backend *, void *y, enum activation, const float *x, int n, int dim);
 
@@ -291,6 +309,7 @@ enum backend_op {
     OP_COPY_ROWS,
     OP_KV_COPY,
     OP_PROPOSE,
+    OP_TOP,
     OP_RESAMPLE,
     OP_ACTIVATE,
     OP_WEIGHT_UPDATE,

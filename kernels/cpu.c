@@ -297,6 +297,13 @@ static int op_relu_grad(struct backend *b, float *dx, const float *dy, const voi
     return done(b, OP_RELU_GRAD, start);
 }
 
+static int op_top(struct backend *b, const struct top_args *a, int n)
+{
+    double start = now();
+    cpu(b)->level->top(a, n);
+    return done(b, OP_TOP, start);
+}
+
 static int op_propose_grad(struct backend *b, const struct propose_args *a, const float *coef,
                            float *dy, int n)
 {
@@ -461,6 +468,7 @@ static const struct backend_ops cpu_ops = {
     .copy_rows = op_copy_rows,
     .kv_copy = op_kv_copy,
     .propose = op_propose,
+    .top = op_top,
     .activate = op_activate,
     .weight_update = op_weight_update,
     .linear_grad = op_linear_grad,

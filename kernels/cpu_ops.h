@@ -63,6 +63,7 @@ struct cpu_level {
                    const struct attend_args *, int n);
     void (*swiglu)(enum act_type act, void *y, const float *gu, int n, int ffn);
     void (*propose)(const struct propose_args *, int n);
+    void (*top)(const struct top_args *, int n);
     void (*propose_grad)(const struct propose_args *, const float *coef, float *dy, int n);
     void (*activate)(enum act_type act, void *y, enum activation, const float *x, int n, int dim);
     void (*relu_grad)(enum act_type act, float *dx, const float *dy, const void *y, int n, int dim);
@@ -89,6 +90,7 @@ void CPU_FN(attend)(enum act_type act, const struct kv_store *, int layer,
                     const struct attend_args *, int n);
 void CPU_FN(swiglu)(enum act_type act, void *y, const float *gu, int n, int ffn);
 void CPU_FN(propose)(const struct propose_args *, int n);
+void CPU_FN(top)(const struct top_args *, int n);
 void CPU_FN(propose_grad)(const struct propose_args *, const float *coef, float *dy, int n);
 void CPU_FN(activate)(enum act_type act, void *y, enum activation, const float *x, int n, int dim);
 void CPU_FN(relu_grad)(enum act_type act, float *dx, const float *dy, const void *y, int n,

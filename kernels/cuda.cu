@@ -310,6 +310,7 @@ static const struct backend_ops cuda_ops = {
     .copy_rows = cuda_copy_rows,
     .kv_copy = cuda_kv_copy,
     .propose = cuda_propose,
+    .top = cuda_top,
     .activate = cuda_activate,
     .weight_update = cuda_weight_update,
     .linear_grad = cuda_linear_grad,

@@ -101,6 +101,7 @@ int cuda_copy_rows(struct backend *, void *dst, const int32_t *dst_row, const vo
 int cuda_kv_copy(struct backend *, struct kv_store *, const int32_t *from, const int32_t *to,
                  int n);
 int cuda_propose(struct backend *, const struct propose_args *, int n);
+int cuda_top(struct backend *, const struct top_args *, int n);
 int cuda_activate(struct backend *, void *y, enum activation, const float *x, int n, int dim);
 int cuda_weight_update(struct backend *, struct weight *, const float *w);
 int cuda_linear_grad(struct backend *, const struct linear_grad_args *, int n);

@@ -15,6 +15,7 @@ const struct cpu_level CPU_FN(level) = {
     .attend = CPU_FN(attend),
     .swiglu = CPU_FN(swiglu),
     .propose = CPU_FN(propose),
+    .top = CPU_FN(top),
     .propose_grad = CPU_FN(propose_grad),
     .activate = CPU_FN(activate),
     .relu_grad = CPU_FN(relu_grad),

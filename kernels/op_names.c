@@ -11,6 +11,7 @@ const char *const backend_op_names[OP_COUNT] = {
     [OP_COPY_ROWS] = "copy_rows",
     [OP_KV_COPY] = "kv_copy",
     [OP_PROPOSE] = "propose",
+    [OP_TOP] = "top",
     [OP_RESAMPLE] = "resample",
     [OP_ACTIVATE] = "activate",
     [OP_WEIGHT_UPDATE] = "weight_update",

@@ -9,6 +9,7 @@
 #include "../core/utf8.h"
 #include "event_json.h"
 #include "json_write.h"
+#include "logprobs.h"
 
 struct stop {
     const char *s;
@@ -19,8 +20,10 @@ struct choice {
     struct buf bytes; /* of all its tokens */
     size_t told;      /* bytes that were put into a text */
     bool begun;       /* something of it was told */
+    bool sent;        /* … and sent */
     bool ended, stopped;
-    struct buf text; /* told, and not yet sent */
+    struct buf text;     /* told, and not yet sent */
+    struct buf logprobs; /* JSON; empty: none */
 };
 
 struct completion {
@@ -28,6 +31,7 @@ struct completion {
     const struct tokenizer *tokenizer;
     const char *id, *model, *fingerprint;
     int64_t created; /* seconds */
+    bool chat;
     bool include_usage;
     const struct prompt *echo; /* (n_choices / n) texts only; NULL: no echo */
     struct stop *stop;
@@ -83,12 +87,13 @@ struct completion *completion_open(const struct job *j, const struct request_opt
     c->model = arena_strdup(&c->arena, info->model, strlen(info->model));
     c->fingerprint = fingerprint(&c->arena, info);
     c->created = (int64_t)time(NULL);
+    c->chat = opts->chat;
     c->include_usage = opts->include_usage;
     c->n = j->complete.n;
     c->n_choices = c->n * j->complete.n_prompts;
     c->choice = ARENA_NEW(&c->arena, struct choice, c->n_choices);
     keep_stops(c, &j->segments[0]);
-    if (opts->echo)
+    if (j->complete.echo)
         keep_prompts(c, &j->complete);
     return c;
 }
@@ -100,6 +105,7 @@ void completion_close(struct completion *c)
     for (int i = 0; i < c->n_choices; i++) {
         buf_free(&c->choice[i].bytes);
         buf_free(&c->choice[i].text);
+        buf_free(&c->choice[i].logprobs);
     }
     struct arena arena = c->arena; /* it lies there itself */
     arena_free(&arena);
@@ -183,9 +189,15 @@ static void take_token(const struct completion *c, int first, const struct event
 static void take_choice(const struct completion *c, const struct event *e)
 {
     struct choice *ch = &c->choice[e->choice.index];
+    size_t echo_len = c->echo ? c->echo[e->choice.index / c->n].len : 0;
+    int n_echo = e->choice.n_echo;
     ch->ended = true;
     ch->stopped = e->choice.stopped;
-    grow(c, e->choice.index, e->choice.tokens, e->choice.n_tokens);
+    grow(c, e->choice.index, e->choice.tokens + n_echo, e->choice.n_tokens - n_echo);
+    if (e->choice.token_log_p && c->chat)
+        logprobs_chat_json(&ch->logprobs, c->tokenizer, e);
+    else if (e->choice.token_log_p)
+        logprobs_json(&ch->logprobs, c->tokenizer, e, echo_len, echo_len + ch->told);
 }
 
 static void take_usage(struct completion *c, const struct event *e)
@@ -196,10 +208,10 @@ static void take_usage(struct completion *c, const struct event *e)
 
 /* ---- objects ---- */
 
-static void head_members(struct json *w, const struct completion *c)
+static void head_members(struct json *w, const struct completion *c, const char *object)
 {
     json_string_member(w, "id", c->id);
-    json_string_member(w, "object", "text_completion");
+    json_string_member(w, "object", object);
     json_int_member(w, "created", c->created);
     json_clean_member(w, "model", c->model);
     json_string_member(w, "system_fingerprint", c->fingerprint);
@@ -214,13 +226,46 @@ static void usage_member(struct json *w, const struct completion *c)
     json_close(w, '}');
 }
 
-static void choice_object(struct json *w, const struct completion *c, int index)
+static void text_member(struct json *w, const char *name, const struct choice *ch)
+{
+    json_text(w, name, ch->text.data, ch->text.len);
+}
+
+static void message_member(struct json *w, const struct choice *ch)
+{
+    json_open(w, "message", '{');
+    json_string_member(w, "role", "assistant");
+    text_member(w, "content", ch);
+    json_null_member(w, "refusal");
+    json_close(w, '}');
+}
+
+/* The role comes with the first part of a message. */
+static void delta_member(struct json *w, const struct choice *ch)
+{
+    json_open(w, "delta", '{');
+    if (!ch->sent)
+        json_string_member(w, "role", "assistant");
+    if (!ch->sent || ch->text.len)
+        text_member(w, "content", ch);
+    json_close(w, '}');
+}
+
+static void choice_object(struct json *w, const struct completion *c, int index, bool chunk)
 {
     const struct choice *ch = &c->choice[index];
     json_open(w, NULL, '{');
-    json_text(w, "text", ch->text.data, ch->text.len);
     json_int_member(w, "index", index);
-    json_null_member(w, "logprobs");
+    if (c->chat && chunk)
+        delta_member(w, ch);
+    else if (c->chat)
+        message_member(w, ch);
+    else
+        text_member(w, "text", ch);
+    if (ch->logprobs.len)
+        json_raw_member(w, "logprobs", ch->logprobs.data);
+    else
+        json_null_member(w, "logprobs");
     if (ch->ended)
         json_string_member(w, "finish_reason", ch->stopped ? "stop" : "length");
     else
@@ -234,7 +279,7 @@ static void chunk_open(struct json *w, const struct completion *c)
 {
     buf_puts(w->out, "data: ");
     json_open(w, NULL, '{');
-    head_members(w, c);
+    head_members(w, c, c->chat ? "chat.completion.chunk" : "text_completion");
     json_open(w, "choices", '[');
 }
 
@@ -252,12 +297,13 @@ static void say_choice(const struct completion *c, struct buf *out, int index)
     if (!ch->text.len && !ch->ended)
         return;
     chunk_open(&w, c);
-    choice_object(&w, c, index);
+    choice_object(&w, c, index, true);
     json_close(&w, ']');
     if (c->include_usage)
         json_null_member(&w, "usage");
     chunk_close(&w);
     buf_reset(&ch->text);
+    ch->sent = true;
 }
 
 static void say_usage(const struct completion *c, struct buf *out)
@@ -311,10 +357,10 @@ void completion_json(struct completion *c, struct buf *out)
 {
     struct json w = {.out = out};
     json_open(&w, NULL, '{');
-    head_members(&w, c);
+    head_members(&w, c, c->chat ? "chat.completion" : "text_completion");
     json_open(&w, "choices", '[');
     for (int i = 0; i < c->n_choices; i++)
-        choice_object(&w, c, i);
+        choice_object(&w, c, i, false);
     json_close(&w, ']');
     usage_member(&w, c);
     json_close(&w, '}');

@@ -33,6 +33,9 @@ struct draft {
     int repeats;
     /* /v1/completions */
     int n, best_of;
+    int top_logprobs; /* -1: absent */
+    const json_t *messages;
+    int max_completion_tokens; /* -1: absent */
     bool echo;
     const json_t *stream_options;
     /* /v1/twists */
@@ -92,6 +95,8 @@ struct place top(const char *field);
 /* A prompt as ids, and as a text in the arena. value NULL: the empty prompt. */
 int prompt_read(const struct reader *, struct place, const json_t *value, struct prompt *out);
 void prompt_set(struct job *j, const struct prompt *);
+/* The text of ids, for judges: out->ids are there. */
+void prompt_decode(const struct reader *, struct prompt *out);
 
 /* All but the prompt: model, prior, potentials, twist. */
 int target_read(const struct reader *, const struct draft *, struct job *j);
@@ -107,6 +112,8 @@ int fit_check(const struct reader *, const struct draft *, const struct job *j, 
 /* Take out of a body the fields that change nothing, and refuse those that would change something.
  */
 int fields_tolerate(const struct reader *, json_t *body);
+/* All of a completion but its prompts, which are there. */
+int completion_make(const struct reader *, const struct draft *, struct job *);
 int stream_options_read(const struct reader *, const json_t *value, bool *include_usage);
 
 /* ---- request_bias.c: an object from tokens to numbers, ascending by token, each once ---- */

@@ -253,8 +253,7 @@ int ids_read(const struct reader *r, struct place at, const json_t *array, struc
     return 0;
 }
 
-/* The most bytes of text that one token can stand for. */
-static size_t longest_piece(const struct tokenizer *t)
+size_t longest_piece(const struct tokenizer *t)
 {
     size_t longest = 1;
     for (int32_t id = 0; id < tokenizer_vocab(t); id++) {

@@ -76,6 +76,8 @@ int choice_read(const struct reader *, struct place, const json_t *value,
 
 /* The most tokens of one text: limits.max_prompt_tokens, or the context if that is less. */
 int model_text_limit(const struct engine_info *);
+/* The most bytes of text that one token can stand for. */
+size_t longest_piece(const struct tokenizer *);
 
 /* The `type` of an object that comes in several forms: its index in names. */
 int type_read(const struct reader *, struct place, const json_t *object, const char *const *names,

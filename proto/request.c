@@ -44,14 +44,8 @@ static int read_model(const struct reader *r, const json_t *value)
     return -1;
 }
 
-/* The prompt as text, for templates of judges: as it was written, or as its ids read. */
-static void keep_text(const struct reader *r, const json_t *value, struct prompt *out)
+void prompt_decode(const struct reader *r, struct prompt *out)
 {
-    if (json_is_string(value)) {
-        out->len = json_string_length(value);
-        out->text = arena_strdup(r->arena, json_string_value(value), out->len);
-        return;
-    }
     struct buf bytes = {0}, text = {0};
     for (int i = 0; i < out->ids.n; i++) {
         size_t len;
@@ -63,6 +57,17 @@ static void keep_text(const struct reader *r, const json_t *value, struct prompt
     out->text = text.len ? arena_strdup(r->arena, text.data, text.len) : "";
     buf_free(&bytes);
     buf_free(&text);
+}
+
+/* The prompt as text, for templates of judges: as it was written, or as its ids read. */
+static void keep_text(const struct reader *r, const json_t *value, struct prompt *out)
+{
+    if (!json_is_string(value)) {
+        prompt_decode(r, out);
+        return;
+    }
+    out->len = json_string_length(value);
+    out->text = arena_strdup(r->arena, json_string_value(value), out->len);
 }
 
 int prompt_read(const struct reader *r, struct place at, const json_t *value, struct prompt *out)
@@ -279,7 +284,7 @@ int request_read(const struct request_form *form, struct job **out, struct reque
     }
     set_id(j, form->prefix);
     opts->stream = d.stream;
-    opts->echo = d.echo;
+    opts->chat = d.messages != NULL;
     *out = j;
     return 0;
 }

@@ -11,7 +11,7 @@
 struct request_opts { /* what concerns the answer's form, not the engine */
     bool stream;
     bool include_usage; /* a completion's stream says it */
-    bool echo;          /* a completion's text begins with its prompt */
+    bool chat;          /* a completion is a message */
 };
 
 /* POST /v1/sample and /v1/score. On success *out is the caller's (job_free). On failure err says
@@ -35,6 +35,10 @@ int request_learn(struct job **out, struct request_opts *, const char *body, siz
 /* POST /v1/completions: OpenAI's request, and ours in it. Its answer: completion.h. */
 int request_completion(struct job **out, struct request_opts *, const char *body, size_t len,
                        const struct engine_info *, struct err *err);
+
+/* POST /v1/chat/completions: the same, the prompt being a conversation. */
+int request_chat(struct job **out, struct request_opts *, const char *body, size_t len,
+                 const struct engine_info *, struct err *err);
 
 /* POST /tokenize, /detokenize: body in, whole JSON answer out (malloc'ed, NUL-terminated, the
  * caller's). NULL: err. */

@@ -60,6 +60,21 @@ static const struct {
     {"json_schema", "null"},
     {"return_tokens_as_token_ids", "false"},
     {"return_token_ids", "false"},
+    {"tools", "[]"},
+    {"tool_choice", NULL},
+    {"parallel_tool_calls", NULL},
+    {"functions", "[]"},
+    {"function_call", NULL},
+    {"modalities", "[\"text\"]"},
+    {"audio", "null"},
+    {"prediction", "null"},
+    {"reasoning_effort", "null"},
+    {"verbosity", "null"},
+    {"web_search_options", "null"},
+    {"add_generation_prompt", "true"},
+    {"continue_final_message", "false"},
+    {"chat_template", "null"},
+    {"chat_template_kwargs", "{}"},
     {"kv_transfer_params", "null"},
     {"vllm_xargs", "null"},
 };
@@ -190,7 +205,8 @@ static int check_fit(const struct reader *r, const struct draft *d, struct job *
 {
     bool list = is_list(d->prompt);
     for (int i = j->complete.n_prompts - 1; i >= 0; i--) {
-        struct place at = list ? place_index(top("prompt"), (size_t)i) : top("prompt");
+        struct place at = d->messages ? top("messages") : top("prompt");
+        at = list ? place_index(at, (size_t)i) : at;
         prompt_set(j, &j->complete.prompts[i]);
         if (fit_check(r, d, j, at, segments_length(j), top("max_tokens")))
             return -1;
@@ -198,16 +214,22 @@ static int check_fit(const struct reader *r, const struct draft *d, struct job *
     return 0;
 }
 
-static int make_completion(const struct reader *r, const struct draft *d, struct job *j)
+int completion_make(const struct reader *r, const struct draft *d, struct job *j)
 {
     struct complete *c = &j->complete;
     c->n = d->n;
     c->draws = d->max_tokens > 0;
-    if (read_prompts(r, d->prompt, c) || target_read(r, d, j) || check_choices(r, d, j) ||
-        read_population(r, d, j))
+    c->echo = d->echo;
+    c->logprobs = d->top_logprobs;
+    if (target_read(r, d, j) || check_choices(r, d, j) || read_population(r, d, j))
         return -1;
-    c->tokens = d->stream && c->draws && !j->n_potentials;
+    c->tokens = d->stream && c->draws && c->logprobs < 0 && !j->n_potentials;
     return check_fit(r, d, j);
+}
+
+static int make_completion(const struct reader *r, const struct draft *d, struct job *j)
+{
+    return read_prompts(r, d->prompt, &j->complete) ? -1 : completion_make(r, d, j);
 }
 
 static const struct field completion_fields[] = {
@@ -218,19 +240,23 @@ static const struct field completion_fields[] = {
     {"n", FIELD_INT, DRAFT(n), .min = 1, FIELD_LIMIT(max_particles)},
     {"best_of", FIELD_INT, DRAFT(best_of), .min = 1, FIELD_LIMIT(max_particles)},
     {"echo", FIELD_BOOL, DRAFT(echo)},
+    {"logprobs", FIELD_INT, DRAFT(top_logprobs), .min = 0, .max = TOP_MAX},
     {"stream_options", FIELD_ANY, DRAFT(stream_options)},
 };
 
 int request_completion(struct job **out, struct request_opts *opts, const char *text, size_t len,
                        const struct engine_info *info, struct err *err)
 {
-    static const struct request_form form = {
-        completion_fields,
-        COUNT(completion_fields),
-        .defaults = {.temperature = 1, .top_p = 1, .n = 1, .max_tokens = MAX_TOKENS},
-        .make = make_completion,
-        .kind = JOB_COMPLETE,
-        .prefix = "cmpl",
-        .tolerant = true};
+    static const struct request_form form = {completion_fields,
+                                             COUNT(completion_fields),
+                                             .defaults = {.temperature = 1,
+                                                          .top_p = 1,
+                                                          .n = 1,
+                                                          .max_tokens = MAX_TOKENS,
+                                                          .top_logprobs = -1},
+                                             .make = make_completion,
+                                             .kind = JOB_COMPLETE,
+                                             .prefix = "cmpl",
+                                             .tolerant = true};
     return request_read(&form, out, opts, text, len, info, err);
 }

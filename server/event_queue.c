@@ -81,12 +81,15 @@ static void walk_event(struct walk *w, struct event *e)
         PART(w, e->score.tokens, e->score.n_tokens);
         PART(w, e->score.log_twist, e->score.n_tokens);
         PART(w, e->score.token_log_p, e->score.n_tokens);
+        PART(w, e->score.top, (size_t)e->score.n_tokens * (size_t)e->score.n_top);
         break;
     case EVENT_TOKENS:
         PART(w, e->tokens.token, e->tokens.n);
         break;
     case EVENT_CHOICE:
         PART(w, e->choice.tokens, e->choice.n_tokens);
+        PART(w, e->choice.token_log_p, e->choice.n_tokens);
+        PART(w, e->choice.top, (size_t)e->choice.n_tokens * (size_t)e->choice.n_top);
         break;
     case EVENT_DONE:
         part_string(w, &e->done.name);

@@ -120,7 +120,10 @@ static enum MHD_Result post_score(struct call *c)
     return post_job(c, request_score_whole);
 }
 
-static enum MHD_Result post_completions(struct call *c)
+static enum MHD_Result post_completion(struct call *c,
+                                       int (*request)(struct job **, struct request_opts *,
+                                                      const char *body, size_t len,
+                                                      const struct engine_info *, struct err *))
 {
     if (c->stream)
         return answer_whole(c);
@@ -131,10 +134,20 @@ static enum MHD_Result post_completions(struct call *c)
     struct job *job;
     struct request_opts opts;
     struct err err;
-    if (request_completion(&job, &opts, c->body.data, c->body.len, info, &err))
+    if (request(&job, &opts, c->body.data, c->body.len, info, &err))
         return call_fail(c, &err);
     return submit(c, job, opts.stream ? STREAM_SSE : STREAM_WHOLE,
                   completion_open(job, &opts, info));
+}
+
+static enum MHD_Result post_completions(struct call *c)
+{
+    return post_completion(c, request_completion);
+}
+
+static enum MHD_Result post_chat(struct call *c)
+{
+    return post_completion(c, request_chat);
 }
 
 /* ------------------------------------------------------- the tokenizer, the model */
@@ -295,6 +308,7 @@ const struct route routes[] = {
     {"POST", "/v1/sample", post_sample, false},
     {"POST", "/v1/score", post_score, false},
     {"POST", "/v1/completions", post_completions, false},
+    {"POST", "/v1/chat/completions", post_chat, false},
     {"POST", "/v1/bounds", post_bounds, false},
     {"POST", "/v1/twists", post_twists, false},
     {"GET", "/v1/twists", get_twists, false},

@@ -45,9 +45,11 @@ static inline void tiny_write(struct gguf_write *w, enum tiny_kind kind)
     for (int i = 0; i < TINY_VOCAB; i++) {
         if (i >= n)
             snprintf(names[i], sizeof *names, "<unused%d>", i);
+        if (i == TINY_VOCAB - 1)
+            snprintf(names[i], sizeof *names, "<|im_start|>");
         tokens[i] = names[i];
         scores[i] = (float)-i;
-        types[i] = i == 0 ? 2 : i < 4 ? 3 : i < 260 ? 6 : i < n ? 1 : 5;
+        types[i] = i == 0 ? 2 : i < 4 || i == TINY_VOCAB - 1 ? 3 : i < 260 ? 6 : i < n ? 1 : 5;
     }
     gguf_write_string(w, "tokenizer.ggml.model", kind == TINY_IDS ? "none" : "llama");
     if (kind == TINY_IDS)
@@ -79,6 +81,7 @@ static inline void tiny_open(struct tiny_info *t, enum tiny_kind kind)
         .twist_dir = "twists",
         .config = {.dim = 8, .vocab = TINY_VOCAB, .context = 128, .parameters = 12345},
         .context = 128,
+        .chat = {.format = CHAT_CHATML, .system = "he"},
         .tokenizer = t->tokenizer,
         .limits = {.max_particles = 1024,
                    .max_tokens = 96,

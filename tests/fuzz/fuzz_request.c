@@ -137,7 +137,8 @@ static void check_completion(const struct job *j, const struct engine_info *info
     check_population(j, info);
     CHECK(j->n_segments == 1 && !j->named_holes && c->n >= 1 && c->n <= j->particles);
     CHECK(c->n_prompts >= 1 && c->n_prompts <= info->limits.max_completions);
-    CHECK(!c->tokens || (c->draws && !j->n_potentials));
+    CHECK(c->logprobs >= -1 && c->logprobs <= TOP_MAX);
+    CHECK(!c->tokens || (c->logprobs < 0 && c->draws && !j->n_potentials));
     for (int i = 0; i < c->n_prompts; i++) {
         check_ids(c->prompts[i].ids);
         CHECK(c->prompts[i].ids.n + j->segments[0].max_tokens <= info->context);
@@ -168,7 +169,7 @@ static const struct {
 } requests[] = {
     {request_sample, check_population},     {score, check_score},
     {request_bounds, check_bounds},         {request_learn, check_learn},
-    {request_completion, check_completion},
+    {request_completion, check_completion}, {request_chat, check_completion},
 };
 
 static void ask_all(const char *body, size_t len, const struct engine_info *info)

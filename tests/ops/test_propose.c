@@ -381,6 +381,59 @@ static void check_grad(struct backend *b, const struct fixture *f, const struct 
     free(alone);
 }
 
+/* ---- the likeliest tokens ---- */
+
+static void run_top(struct backend *b, const struct fixture *f, int first, int n, int k,
+                    struct top_token *out)
+{
+    struct buffers mem = {.b = b};
+    struct propose_row rows[ROWS];
+    const size_t row = (size_t)f->vocab;
+    for (int i = 0; i < n; i++)
+        rows[i] = (struct propose_row){.first_draw = (first + i) * f->n_draws, .n_draws = 1};
+    size_t bytes = sizeof *out * (size_t)(n * (1 + k));
+    const struct top_args a = {
+        .logits =
+            dev_new(&mem, f->logits + (size_t)first * row, sizeof *f->logits * (size_t)n * row),
+        .vocab = f->vocab,
+        .k = k,
+        .rows = dev_new(&mem, rows, sizeof *rows * (size_t)n),
+        .draws = dev_new(&mem, f->draws, sizeof *f->draws * (size_t)(ROWS * f->n_draws)),
+        .out = dev_new(&mem, NULL, bytes),
+    };
+    EXPECT_INT(b->ops->top(b, &a, n), 0);
+    EXPECT_INT(b->ops->download(b, out, a.out, bytes), 0);
+    dev_free_all(&mem);
+}
+
+/* By sorting; rows alone are the rows among others. */
+static void check_top(struct backend *b, const struct fixture *f, int k)
+{
+    struct top_token out[ROWS * (1 + TOP_MAX)], alone[1 + TOP_MAX];
+    int32_t *order = malloc((size_t)f->vocab * sizeof *order);
+    bool good = true;
+    run_top(b, f, 0, ROWS, k, out);
+    for (int row = 0; row < ROWS; row++) {
+        const struct top_token *got = out + row * (1 + k);
+        const float *x = f->logits + (size_t)row * (size_t)f->vocab;
+        const int forced = f->draws[row * f->n_draws].forced;
+        run_top(b, f, row, 1, k, alone);
+        good = good && !memcmp(alone, got, sizeof *got * (size_t)(1 + k));
+        good = good && got[0].id == forced && got[0].logit == x[forced];
+        memcpy(order, f->every_id, (size_t)f->vocab * sizeof *order);
+        by_logit = x;
+        qsort(order, (size_t)f->vocab, sizeof *order, descending);
+        for (int i = 0; i < k; i++)
+            good =
+                good && (i < f->vocab ? got[1 + i].id == order[i] && got[1 + i].logit == x[order[i]]
+                                      : got[1 + i].id == -1);
+    }
+    EXPECT(good && "the likeliest tokens");
+    if (!good)
+        fprintf(stderr, "  top %d of %d, kind %d, on %s\n", k, f->vocab, f->kind, b->device);
+    free(order);
+}
+
 static int ambiguous_rows;
 
 static void check_case(struct backend **backends, int n_backends, enum kind kind,
@@ -407,6 +460,8 @@ static void check_case(struct backend **backends, int n_backends, enum kind kind
             break;
         }
         check_grad(backends[b], &f, ref);
+        if (s == settings) /* no setting matters to it */
+            check_top(backends[b], &f, kind == TIES ? 3 : TOP_MAX);
     }
     for (int row = 0; row < ROWS; row++)
         reference_close(&ref[row]);

@@ -179,7 +179,8 @@ static void dump_learn(struct buf *out, const struct job *j)
 static void dump_completion(struct buf *out, const struct job *j)
 {
     const struct complete *c = &j->complete;
-    buf_printf(out, "choices: %d draws %d tokens %d\n", c->n, c->draws, c->tokens);
+    buf_printf(out, "choices: %d draws %d tokens %d echo %d logprobs %d\n", c->n, c->draws,
+               c->tokens, c->echo, c->logprobs);
     for (int i = 0; i < c->n_prompts; i++) {
         dump_text(out, "completion prompt", c->prompts[i].text, c->prompts[i].len);
         dump_ids(out, "  ids", c->prompts[i].ids);
@@ -219,8 +220,9 @@ static bool run_population(int (*request)(struct job **, struct request_opts *, 
     EXPECT(!strncmp(j->id, prefix, strlen(prefix)) && strlen(j->id) == strlen(prefix) + 16);
     EXPECT(strcmp(j->id, again->id) != 0);
     dump_population(out, j, again, opts.stream);
-    if (opts.include_usage || opts.echo)
-        buf_printf(out, "include_usage: %d echo: %d\n", opts.include_usage, opts.echo);
+    if (opts.include_usage)
+        buf_puts(out, "include_usage: 1\n");
+    EXPECT_INT(opts.chat, !strcmp(prefix, "chatcmpl-"));
     dump(out, j);
     job_free(j);
     job_free(again);
@@ -249,6 +251,12 @@ static bool run_completion(struct buf *out, const char *body, size_t len,
                            const struct engine_info *info, struct err *err)
 {
     return run_population(request_completion, "cmpl-", dump_completion, out, body, len, info, err);
+}
+
+static bool run_chat(struct buf *out, const char *body, size_t len, const struct engine_info *info,
+                     struct err *err)
+{
+    return run_population(request_chat, "chatcmpl-", dump_completion, out, body, len, info, err);
 }
 
 static bool run_score(struct buf *out, const char *body, size_t len, const struct engine_info *info,
@@ -289,9 +297,9 @@ static const struct {
     bool (*run)(struct buf *out, const char *body, size_t len, const struct engine_info *,
                 struct err *);
 } requests[] = {
-    {"sample", run_sample},         {"score", run_score},           {"bounds", run_bounds},
-    {"learn", run_learn},           {"completion", run_completion}, {"tokenize", run_tokenize},
-    {"detokenize", run_detokenize},
+    {"sample", run_sample},     {"score", run_score},           {"bounds", run_bounds},
+    {"learn", run_learn},       {"completion", run_completion}, {"chat", run_chat},
+    {"tokenize", run_tokenize}, {"detokenize", run_detokenize},
 };
 
 enum { N_REQUESTS = sizeof requests / sizeof *requests };
