@@ -147,7 +147,13 @@ static inline void run_propose(struct run *r, int prior, int hidden, int n, int 
     for (int i = 0; i < n * draws; i++)
         asked[i] = (struct propose_draw){
             .seed = 1, .particle = (uint32_t)(i % draws), .forced = ids ? ids[i] : -1};
-    struct model_ask ask = {index, rows, twist, n, asked, n * draws, r->priors};
+    struct model_ask ask = {.hidden = index,
+                            .rows = rows,
+                            .twist = twist,
+                            .n_rows = n,
+                            .draws = asked,
+                            .n_draws = n * draws,
+                            .priors = r->priors};
     run_must(model_propose(r->m, &ask, out, &err), &err);
     free(index);
     free(rows);

@@ -171,7 +171,13 @@ static inline void decode_propose(struct decode *d, const int *particle, struct 
                                             .step = (uint32_t)d->t,
                                             .particle = (uint32_t)(particle ? particle[i] : i),
                                             .forced = -1};
-    const struct model_ask ask = {d->hidden, d->rows, d->twists, n, d->draws, n, d->prior};
+    const struct model_ask ask = {.hidden = d->hidden,
+                                  .rows = d->rows,
+                                  .twist = d->twists,
+                                  .n_rows = n,
+                                  .draws = d->draws,
+                                  .n_draws = n,
+                                  .priors = d->prior};
     decode_must(model_propose(d->m, &ask, out, &err), &err);
 }
 

@@ -49,6 +49,7 @@ OTHER = {  # and what bounds them
     "resample_kernel": "latency: a few bytes a particle",
     "rope_store_odd_kernel": "heads of odd widths: no known model's",
     "swiglu_odd_kernel": "layers of odd widths: no known model's",
+    "top_kernel": "the second-level cache: some looks at a row, where log-probabilities are wanted",
     "unpack_kernel": "when a model is loaded: the way from the host",
 }
 
