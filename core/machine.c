@@ -111,6 +111,7 @@ static int open_scratch(struct machine *m, struct err *err)
     m->copy_to = zeroed((size_t)draws, sizeof *m->copy_to);
     m->copy_row = zeroed((size_t)draws, sizeof *m->copy_row);
     m->weighings = zeroed(MAX_RUNS, sizeof *m->weighings);
+    m->redraws = zeroed((size_t)m->max_particles, sizeof *m->redraws);
     m->hidden_free = zeroed((size_t)m->max_particles, sizeof *m->hidden_free);
     for (int i = 0; i < m->max_particles; i++)
         m->hidden_free[i] = m->max_particles - 1 - i;
@@ -209,6 +210,7 @@ void machine_close(struct machine *m)
     free(m->copy_to);
     free(m->copy_row);
     free(m->weighings);
+    free(m->redraws);
     free(m->hidden_free);
     buf_free(&m->text);
     buf_free(&m->bytes);

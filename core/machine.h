@@ -69,6 +69,12 @@ struct collected {
     struct seq *seq;
 };
 
+/* A particle that draws again, from the kept row of its ancestor. */
+struct redraw {
+    struct run *run;
+    int particle;
+};
+
 struct machine {
     struct engine *engine; /* whose this is */
     struct backend *backend;
@@ -108,6 +114,8 @@ struct machine {
     int32_t *copy_row;  /* … as this row of it */
     int n_copies;
     struct smc_weighing **weighings; /* (MAX_RUNS) of the runs that ask for it */
+    struct redraw *redraws;          /* (max_particles) of what is to be drawn again */
+    int n_redraws;
 
     struct buf text, bytes;    /* scratch */
     struct tokens tokens;      /* scratch */
@@ -157,10 +165,8 @@ int step_add(struct machine *, struct run *, struct seq *, int budget);
  * failed. */
 int step_run(struct machine *, struct err *err);
 
-/* Draw again, outside of a forward: n draws, each from the kept hidden row of a sequence. Results
- * in m->out, in order. draws[i] is the particle that draws; rows come sorted so that equal ones are
- * adjacent. */
-int step_redraw(struct machine *, struct run *, const struct seq *const *parent,
-                const int *particle, int n, struct err *err);
+/* Draw again, outside of a forward, all that m->redraws lists; then none is left. Adjacent ones of
+ * one ancestor share a row of logits. -1: the device failed. */
+int step_redraw(struct machine *, struct err *err);
 
 double seconds_now(void); /* monotonic */

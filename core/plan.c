@@ -335,8 +335,6 @@ static void allocate(struct run *r)
     r->active_at = ARENA_NEW(a, int, r->cap + 2);
     int n_work = (k > r->n_branches ? k : r->n_branches) + 1;
     r->work = ARENA_NEW(a, struct seq *, n_work);
-    r->redraw = ARENA_NEW(a, const struct seq *, k);
-    r->redraw_particle = ARENA_NEW(a, int, k);
     r->log_w = ARENA_NEW(a, double, k);
     r->weight = ARENA_NEW(a, double, k);
     r->log_phi = ARENA_NEW(a, double, k);

@@ -49,31 +49,45 @@ static int weigh(struct run *r, enum smc_priority by, bool may_resample,
     return 0;
 }
 
-int run_weigh(struct machine *m, struct run *const *runs, int n, struct err *err)
+/* After a resampling before the draw, children in new slots draw from their parents' rows. They
+ * come in the order of their parents. */
+static void list_redraws(struct run *r)
 {
-    int asked = 0;
-    for (int i = 0; i < n; i++) {
-        if (runs[i]->phase != RUN_WEIGH)
-            continue;
-        m->weighings[asked++] = &runs[i]->weighing;
-        runs[i]->phase = RUN_WEIGHED;
-    }
-    return smc_weigh(&m->weigher, m->weighings, asked, err) == 0 ? asked : -1;
+    struct machine *m = r->m;
+    for (int i = 0; i < r->k; i++)
+        if (r->pop.ancestor[i] != i && r->pop.status[i] == PARTICLE_LIVE)
+            m->redraws[m->n_redraws++] = (struct redraw){r, i};
 }
 
-static int weighed(struct run *r, struct err *err)
+static void weighed(struct run *r)
 {
     struct engine_stats *count = &r->m->stats;
     const struct smc_stats *stats = &r->weighing.stats;
     int bucket = (int)ceil(stats->ess / r->k * ESS_BUCKETS - 1e-9) - 1;
     count->ess_histogram[bucket < 0 ? 0 : bucket >= ESS_BUCKETS ? ESS_BUCKETS - 1 : bucket]++;
-    if (stats->resampled) {
-        count->resamples++;
-        gather(r);
-        if (r->job->ev_resample)
-            run_say_resample(r, stats->ess);
-    }
-    return r->then(r, err);
+    r->phase = RUN_WEIGHED;
+    if (!stats->resampled)
+        return;
+    count->resamples++;
+    gather(r);
+    if (r->job->ev_resample)
+        run_say_resample(r, stats->ess);
+    if (r->weighing.by == SMC_BY_LAMBDA)
+        list_redraws(r);
+}
+
+int run_weigh(struct machine *m, struct run *const *runs, int n, struct err *err)
+{
+    int asked = 0;
+    for (int i = 0; i < n; i++)
+        if (runs[i]->phase == RUN_WEIGH)
+            m->weighings[asked++] = &runs[i]->weighing;
+    if (smc_weigh(&m->weigher, m->weighings, asked, err) != 0)
+        return -1;
+    for (int i = 0; i < n; i++)
+        if (runs[i]->phase == RUN_WEIGH)
+            weighed(runs[i]);
+    return step_redraw(m, err) == 0 ? asked : -1;
 }
 
 static int count_live(const struct run *r)
@@ -385,31 +399,6 @@ static void commit(struct run *r, int i)
     run_trace_token(r, i);
 }
 
-/* After resampling before the draw: children in new slots draw from their parents' rows, by their
- * own streams. */
-static int draw_again(struct run *r, struct err *err)
-{
-    int n = 0, chunk = r->m->batch.max_rows;
-    for (int a = 0; a < r->k; a++) { /* by parent, so that a row's children are adjacent */
-        if (r->pop.ancestor[a] != a || r->pop.status[a] != PARTICLE_LIVE)
-            continue;
-        for (int i = 0; i < r->k; i++)
-            if (r->pop.ancestor[i] == a && i != a) {
-                r->redraw[n] = &r->p[a].seq;
-                r->redraw_particle[n++] = i;
-            }
-    }
-    for (int i = 0; i < n; i += chunk) {
-        int some = n - i < chunk ? n - i : chunk;
-        if (step_redraw(r->m, r, r->redraw + i, r->redraw_particle + i, some, err) != 0)
-            return -1;
-        for (int c = 0; c < some; c++)
-            r->p[r->redraw_particle[i + c]].drawn = r->m->out[c];
-        r->m->stats.sampled_tokens += (uint64_t)some;
-    }
-    return 0;
-}
-
 /* log Σ_v p0 ψ of a live particle's next token, ψ absolute. */
 static double next_lambda(const struct run *r, int i)
 {
@@ -476,20 +465,13 @@ static int take_tokens(struct run *r, struct err *err)
     return phi_begin(r, err);
 }
 
-static int weighed_before_draw(struct run *r, struct err *err)
-{
-    if (r->weighing.stats.resampled && draw_again(r, err) != 0)
-        return -1;
-    return take_tokens(r, err);
-}
-
 static int weigh_before_draw(struct run *r)
 {
     for (int i = 0; i < r->k; i++)
         if (r->pop.status[i] == PARTICLE_LIVE)
             r->pop.lambda[i] = next_lambda(r, i);
     bool all_equal = r->n_steps == 1; /* one and the same text in every slot */
-    return weigh(r, SMC_BY_LAMBDA, !all_equal, weighed_before_draw);
+    return weigh(r, SMC_BY_LAMBDA, !all_equal, take_tokens);
 }
 
 /* All live particles have drawn. */
@@ -641,7 +623,7 @@ int run_advance(struct run *r, struct err *err)
             rc = phi_ended(r) ? phi_over(r) : phi_advance(r, err);
             break;
         case RUN_WEIGHED:
-            rc = weighed(r, err);
+            rc = r->then(r, err);
             break;
         case RUN_STUDY:
             rc = r->ops->advance(r, err);

@@ -5,7 +5,7 @@
  *   force     given tokens go into every particle: an observed segment, a completion to score
  *   phi       potentials are evaluated, on finished texts or (potential twist) on partial ones
  *   weigh     the population is to be weighed, together with those of other runs
- *   weighed   it has been, and the run goes on from where it asked for it
+ *   weighed   it has been, and resampled if need be; the run goes on from where it asked for it
  *   study     of a job made of jobs: its runs go through the phases above (study.h)
  *
  * A phase ends when all its sequences have got what they owe; run_advance then decides the next. A
@@ -143,8 +143,6 @@ struct run {
     struct phi phi;
     bool phi_final;
     /* scratch of population size */
-    const struct seq **redraw;
-    int *redraw_particle;
     double *log_w, *weight, *log_phi;
     double *log_twist;          /* (cap) of one scored text */
     struct event_text *texts;   /* (k) with "particles" */
@@ -171,8 +169,8 @@ bool run_drop_cache(struct run *,
 void run_delivered(struct run *, struct seq *); /* one of its sequences has got all it owed */
 /* Nothing outstanding: next phase. Stops where rows are owed again, or at RUN_WEIGH. */
 int run_advance(struct run *, struct err *err);
-/* Weigh those of n runs that ask for it, together; they are to be advanced then. Returns how many
- * they were, or -1: the device failed. */
+/* Weigh and resample those of n runs that ask for it, and draw again what has to be, all together;
+ * they are to be advanced then. Returns how many they were, or -1: the device failed. */
 int run_weigh(struct machine *, struct run *const *, int n, struct err *err);
 
 /* say.c */

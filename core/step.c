@@ -244,9 +244,9 @@ int step_run(struct machine *m, struct err *err)
     return 0;
 }
 
-int step_redraw(struct machine *m, struct run *run, const struct seq *const *parent,
-                const int *particle, int n, struct err *err)
+static int redraw_some(struct machine *m, const struct redraw *list, int n, struct err *err)
 {
+    const struct seq *parent = NULL;
     struct model_ask ask = {
         .hidden = m->hidden,
         .rows = m->rows,
@@ -256,10 +256,11 @@ int step_redraw(struct machine *m, struct run *run, const struct seq *const *par
         .priors = m->priors,
     };
     for (int i = 0; i < n; i++) {
-        const struct seq *s = parent[i];
+        const struct run *run = list[i].run;
+        const struct seq *s = &run->p[run->pop.ancestor[list[i].particle]].seq;
         int32_t hidden = m->batch.max_rows + s->hidden;
-        if (i == 0 || s != parent[i - 1]) {
-            CHECK(ask.n_rows < m->batch.max_rows && s->hidden >= 0);
+        if (s != parent) {
+            CHECK(s->hidden >= 0);
             m->hidden[ask.n_rows] = hidden;
             m->twists[ask.n_rows] = twist_of(run);
             m->rows[ask.n_rows++] = (struct propose_row){
@@ -268,9 +269,26 @@ int step_redraw(struct machine *m, struct run *run, const struct seq *const *par
                 .first_draw = i,
             };
         }
+        parent = s;
         m->rows[ask.n_rows - 1].n_draws++;
-        m->draws[i] = draw_of(run, particle[i], -1);
-        trace_hidden(m, run, hidden, run->t, particle[i]);
+        m->draws[i] = draw_of(run, list[i].particle, -1);
+        trace_hidden(m, run, hidden, run->t, list[i].particle);
     }
     return run_copies(m, err) != 0 ? -1 : model_propose(m->model, &ask, m->out, err);
+}
+
+int step_redraw(struct machine *m, struct err *err)
+{
+    for (int first = 0, n; first < m->n_redraws; first += n) {
+        const struct redraw *list = m->redraws + first;
+        n = m->n_redraws - first;
+        n = n < m->batch.max_rows ? n : m->batch.max_rows;
+        if (redraw_some(m, list, n, err) != 0)
+            return -1;
+        for (int i = 0; i < n; i++)
+            list[i].run->p[list[i].particle].drawn = m->out[i];
+        m->stats.sampled_tokens += (uint64_t)n;
+    }
+    m->n_redraws = 0;
+    return 0;
 }

@@ -186,7 +186,7 @@ enum resample_scheme {
 struct resample_args {
     const double *log_w; /* dev (k) priorities: unnormalised log-weights; -inf = dead */
     int32_t *ancestor;   /* dev (k) out. Survivors keep their slot: a particle with offspring has
-                            ancestor[i] == i */
+                            ancestor[i] == i; those of the other slots ascend */
     double
         *log_rho; /* dev (k) out: normalised log-weights (-inf allowed), also when not resampled */
     int k;

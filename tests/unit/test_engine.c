@@ -280,12 +280,33 @@ static void test_amid_others(struct engine *e)
         usleep(1000);
 }
 
-/* However many jobs there have been in a step, their populations were weighed in one operation. */
-static void test_weighed_together(struct engine *e)
+/* However many jobs there are, their populations are weighed in one operation a step, and those of
+ * their particles that draw again do so in one more than the step itself has. */
+static void test_together(void)
 {
+    enum { N = 8 }; /* of 4 particles: the rows of all fit a step */
+    struct engine *e = open_engine(64, 0);
     struct engine_stats stats;
-    engine_stats(e, &stats);
+    struct record r[N];
+    for (int i = 0; i < N; i++) {
+        struct job *j = job_of_kind(i % 4 == 3 ? 4 : 1, 4, 10, (uint64_t)i);
+        j->ess_threshold = 1;
+        record_init(&r[i]);
+        submit(e, j, &r[i]);
+    }
+    for (int i = 0; i < N; i++) {
+        waiter_wait(&r[i].waiter);
+        EXPECT(r[i].done && r[i].n_resamples > 0);
+        record_free(&r[i]);
+    }
+    do { /* they are published at the end of the step that ended the job */
+        usleep(1000);
+        engine_stats(e, &stats);
+    } while (stats.jobs_running > 0);
     EXPECT(stats.op_calls[OP_RESAMPLE] > 0 && stats.op_calls[OP_RESAMPLE] <= stats.steps);
+    EXPECT(stats.op_calls[OP_PROPOSE] > stats.steps);
+    EXPECT(stats.op_calls[OP_PROPOSE] <= 2 * stats.steps);
+    engine_close(e);
 }
 
 static void test_drain_and_close(void)
@@ -318,8 +339,8 @@ int main(void)
     test_plain_sampling(e);
     test_nothing_changes_the_samples(e);
     test_amid_others(e);
-    test_weighed_together(e);
     engine_close(e);
+    test_together();
     test_could_never_fit();
     test_drain_and_close();
     unlink(model_path);
