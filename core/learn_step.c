@@ -113,9 +113,14 @@ int learn_step_open(struct learner *l, struct err *err)
     return rc ? err_set(err, ERR_INTERNAL, "%s", b->why) : 0;
 }
 
+/* The last update's lists may still be on their way from memory that is about to go: they are
+ * waited for. */
 void learn_step_close(struct learner *l)
 {
     struct backend *b = l->run->m->backend;
+    float last;
+    if (l->dev.grad)
+        b->ops->download(b, &last, l->dev.grad, sizeof last);
     for (int i = 0; i < l->n_groups; i++)
         for (int k = 0; k < RECORDINGS; k++) {
             struct recording *rec = learn_recording(&l->group[i], k);
