@@ -81,10 +81,10 @@ enum { RECORDS_MAX = 64 };
 struct records {
     struct {
         int key;
-        cudaGraphExec_t exec;
+        cudaGraphExec_t exec; /* NULL: has come once */
     } at[RECORDS_MAX];
     int n;
-    int recording; /* the key, or -1 */
+    int recording; /* the index, or -1 */
 };
 
 static int records_open(struct cuda *c)
@@ -99,7 +99,8 @@ static int records_open(struct cuda *c)
 static void records_close(struct cuda *c)
 {
     for (int i = 0; c->records && i < c->records->n; i++)
-        cudaGraphExecDestroy(c->records->at[i].exec);
+        if (c->records->at[i].exec)
+            cudaGraphExecDestroy(c->records->at[i].exec);
     free(c->records);
 }
 
@@ -115,18 +116,33 @@ static int replay(struct cuda *c, cudaGraphExec_t exec)
     return cuda_done(&c->base, OP_REPLAY);
 }
 
-/* With as many recordings as there is room for, the operations are launched one by one. */
+/* The place of a key among the recordings; n: it has none. */
+static int record_of(const struct records *r, int key)
+{
+    int i = 0;
+    while (i < r->n && r->at[i].key != key)
+        i++;
+    return i;
+}
+
+/* When a key comes for the first time its operations are launched one by one: a kernel is loaded
+ * when it is launched first, and loading may need what a capture forbids. So they are with as many
+ * recordings as there is room for. */
 static int op_record(struct backend *b, int key)
 {
     struct records *r = cuda(b)->records;
     if (b->why[0])
         return -1;
-    for (int i = 0; i < r->n; i++)
-        if (r->at[i].key == key)
-            return replay(cuda(b), r->at[i].exec) ? -1 : 1;
-    if (r->n == RECORDS_MAX)
+    const int i = record_of(r, key);
+    if (i == RECORDS_MAX)
         return 0;
-    r->recording = key;
+    if (i == r->n) {
+        r->at[r->n++] = {key, NULL};
+        return 0;
+    }
+    if (r->at[i].exec)
+        return replay(cuda(b), r->at[i].exec) ? -1 : 1;
+    r->recording = i;
     return cuda_check(b, "cudaStreamBeginCapture",
                       cudaStreamBeginCapture(cuda(b)->stream, cudaStreamCaptureModeRelaxed));
 }
@@ -137,15 +153,15 @@ static int op_record_end(struct backend *b)
     cudaGraph_t graph;
     if (!is_recording(cuda(b)))
         return b->why[0] ? -1 : 0;
-    r->at[r->n].key = r->recording;
+    cudaGraphExec_t *exec = &r->at[r->recording].exec;
     r->recording = -1;
     if (cuda_check(b, "cudaStreamEndCapture", cudaStreamEndCapture(cuda(b)->stream, &graph)))
         return -1;
-    const cudaError_t e = cudaGraphInstantiate(&r->at[r->n].exec, graph, 0);
+    const cudaError_t e = cudaGraphInstantiate(exec, graph, 0);
     cudaGraphDestroy(graph);
     if (cuda_check(b, "cudaGraphInstantiate", e))
         return -1;
-    return replay(cuda(b), r->at[r->n++].exec);
+    return replay(cuda(b), *exec);
 }
 
 int cuda_done(struct backend *b, enum backend_op op)
