@@ -4,7 +4,9 @@
  * RANGE tokens. It takes a range's pages in order of position with a running maximum (online
  * softmax: Milakov and Gimelshein 2018); ranges are put together in order of position. So the order
  * of every sum is fixed by the position alone: a row gives the same bits in a prompt chunk and in a
- * decode step, whoever its neighbours are.
+ * decode step, whoever its neighbours are. Of attend.c's functions score_pages is score() here,
+ * add_chunk is add_page(), and the state that its struct group keeps from chunk to chunk is in
+ * struct range, in registers; the order of its sums is another one.
  *
  * A block has the warps of `rows` adjacent rows and one KV head, all its query heads where they
  * fit. What is read: the rows' page ids at the same place of their tables are compared, and each
@@ -27,9 +29,13 @@ static constexpr int BATCH = 4;                   /* loads of a thread in flight
 static constexpr int HEAD_DIM_MAX = 512;
 
 /* How a warp shares out a page. LANES lanes hold a token's key or value, VECS vectors each; each of
- * the warp's GROUPS of lanes has every GROUPS-th token. A score, and later the share of its token,
- * belongs to one of the SPREAD lanes of its head, OWN of each tile; where there are more lanes than
- * scores, SAME adjacent ones have the same. */
+ * the warp's GROUPS of lanes has every GROUPS-th token, and works on TILE of them at once. A score,
+ * and later the share of its token, belongs to one of the SPREAD lanes of its head, OWN of each
+ * tile; where there are more lanes than scores, SAME adjacent ones have the same.
+ *
+ * In bf16 with 4 query heads of 64 a KV head: a key is 8 vectors in 8 lanes, so there are 4 groups,
+ * each with 4 tokens of a page's 16: one tile. Its 4 x 4 scores belong to the group's 8 lanes,
+ * lanes 0 and 1 those of the first head, 2 each. */
 template <class Type, int LANES_, int VECS_, int HEADS_> struct shape {
     typedef Type T;
     static constexpr int LANES = LANES_, VECS = VECS_, HEADS = HEADS_;
@@ -52,7 +58,9 @@ template <class S> struct block {
     uint32_t fresh[TABLE / WARP];
 };
 
-/* What a launch is about. A block has rows × parts × subs warps; rows × parts is a power of two. */
+/* What a launch is about. A block has rows × parts × subs warps, parts next to each other, then
+ * rows, then subs; rows × parts is a power of two, called units: a unit is a row and a part. A
+ * round is the next range of each unit: parts × RANGE tokens of every row. */
 struct call {
     struct attend_args a;
     const unsigned char *layer;
@@ -269,7 +277,12 @@ static __device__ __forceinline__ void range_end(range<S> &r, block<S> *b, int t
     __syncwarp();
 }
 
-/* ---- a block's pages ---- */
+/* ---- a block's pages ----
+ *
+ * In a round each row wants up to RANGE_PAGES pages of each of its parts. They are entries of a
+ * table, in order of their index in the range and then of their unit: so what is at the same place
+ * of several rows' contexts, and likely the same page, is adjacent. Of each index list_pages()
+ * finds the distinct pages, load_pages() brings them to slots. */
 
 /* Entry j of a round's table is the page of (row, part) j % units at index j / units of its range.
  */
@@ -297,7 +310,8 @@ static __device__ __forceinline__ int32_t entry_id(struct entry &e, int parts)
     return id;
 }
 
-/* How many entries before entry k, or with k = TABLE of all, are the first of their page. */
+/* How many entries before entry k, or with k = TABLE of all, are the first of their page. (With
+ * TABLE there is no word that k is in; the first stands in for it, and none of its bits count.) */
 template <class S> static __device__ __forceinline__ int rank_of(const block<S> *b, int k)
 {
     int rank = __popc(b->fresh[k / WARP % (TABLE / WARP)] & ((1u << k % WARP) - 1));
@@ -453,7 +467,7 @@ static __global__ void __launch_bounds__(WARPS *WARP, S::VECS > 1 ? 1 : 2)
 {
     SMEM_DYN(block<S>, b);
     const struct work w = work_begin<S>(c);
-    const int total = threadIdx.x / WARP - w.part; /* where the row's ranges are put together */
+    const int total = threadIdx.x / WARP - w.part; /* the row's first part puts ranges together */
     const int round = c.parts * RANGE;
     struct entry entry = entry_begin(c);
     int32_t id = entry_id(entry, c.parts);
@@ -466,7 +480,7 @@ static __global__ void __launch_bounds__(WARPS *WARP, S::VECS > 1 ? 1 : 2)
         id = entry_id(entry, c.parts); /* for the next round */
         range_begin<S>(r);
         add_range<S>(r, b, c, w.unit, tokens);
-        for (int part = 0; part < c.parts && part * RANGE < most; part++) {
+        for (int part = 0; part < c.parts && part * RANGE < most; part++) { /* in order */
             if (part == w.part && tokens > 0)
                 range_end<S>(r, b, total);
             if (c.parts > 1)

@@ -54,7 +54,8 @@ static __device__ __forceinline__ int probe(const struct search &s, int j)
     return (int)((uint32_t)s.lo + min(step * (uint32_t)(j + 1), span));
 }
 
-/* Lane i's result: the sum over the warp of everyone's x[i % PROBES]. */
+/* Lane i's result: the sum over the warp of everyone's x[i % PROBES]. Each exchange gives away the
+ * half of the numbers that the other lane goes on with: fewer shuffles than a warp_sum of each. */
 static __device__ __forceinline__ uint64_t sum_each(uint64_t x[PROBES])
 {
 #pragma unroll
@@ -168,6 +169,8 @@ static __device__ __forceinline__ void narrow(const struct row &r, struct search
         s.n = n;
         s.beyond = s.above;
     }
+    /* Amounts fall from probe to probe: so many have enough, and the threshold is from the last of
+     * these up to what is below the next. */
     const int enough = warp_sum((int)(lane_id() < PROBES && amount >= s.wanted));
     const int lo = probe(s, enough - 1), hi = probe(s, enough) - 1;
     if (enough > 0)
