@@ -42,11 +42,23 @@ class Shape:
     type: str = "F32"  # of the matrices; norms are always F32
     tokenizer: str = "tiny"  # tiny, sentencepiece, bytes, gpt2
     rope_base: float = 10000.0
+    chat: str = ""  # chatml, llama3 or other: a chat template and the tokens that it takes
     rope_factors: bool = False  # Llama 3's frequency factors
     name: str = "tiny"
 
 
 # ----------------------------------------------------------------------------------- tokenizers
+
+CHATS = {  # the special tokens, and a template with their markers
+    "chatml": (["<|im_start|>", "<|im_end|>"],
+               "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nhe is good<|im_end|>\n' }}"
+               "{% endif %}{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + "
+               "message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"),
+    "llama3": (["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
+               "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + "
+               "message['content'] | trim + '<|eot_id|>' }}"),
+    "other": ([], "[INST] {{ message['content'] }} [/INST]"),
+}
 
 def _pieces(kind, vocab):
     """(tokens, scores, types) of a tokenizer; the first are <s> and </s> where ids are not fixed."""
@@ -126,6 +138,11 @@ def _tokenizer_metadata(shape):
         }
         if "<unk>" in tokens:
             metadata[key + "unknown_token_id"] = (g.U32, tokens.index("<unk>"))
+    if shape.chat:
+        markers, template = CHATS[shape.chat]
+        tokens, types = tokens + markers, types + [CONTROL] * len(markers)
+        metadata[key + "scores"][1][1].extend([0.0] * len(markers))
+        metadata["tokenizer.chat_template"] = (g.STRING, template)
     missing = shape.vocab - len(tokens)
     if shape.vocab and missing < 0:
         raise ValueError(f"{shape.tokenizer} needs a vocabulary of at least {len(tokens)} tokens")
