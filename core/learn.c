@@ -98,6 +98,8 @@ static int plan(struct run *r, struct err *err)
     r->study = l;
     if (!*r->m->info.twist_dir)
         return err_set(err, ERR_INVALID, "this server has no folder to keep twists in");
+    if (twist_can_save(r->m->info.twist_dir, err) != 0)
+        return -1;
     if (j->learn.spec.conditional && check_conditional(j, err) != 0)
         return -1;
     shape(l);

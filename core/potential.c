@@ -25,6 +25,7 @@ int regex_open(struct regex **out, const char *pattern, size_t len, const char *
     size_t at;
     uint32_t options = PCRE2_UTF | PCRE2_ANCHORED | PCRE2_ENDANCHORED | PCRE2_NEVER_BACKSLASH_C;
     pcre2_code *compiled = pcre2_compile((PCRE2_SPTR)pattern, len, options, &code, &at, NULL);
+    CHECK((compiled || code != PCRE2_ERROR_HEAP_FAILED) && "out of memory");
     if (!compiled) {
         char why[160] = "";
         pcre2_get_error_message(code, (PCRE2_UCHAR *)why, sizeof why);
@@ -58,6 +59,7 @@ static bool match_valid(const struct regex *r, const char *text, size_t len)
     CHECK(match && "out of memory");
     int rc = pcre2_match(r->code, (PCRE2_SPTR)text, len, 0, PCRE2_NO_UTF_CHECK, match, r->limits);
     pcre2_match_data_free(match);
+    CHECK(rc != PCRE2_ERROR_NOMEMORY && "out of memory");
     return rc >= 0;
 }
 

@@ -68,6 +68,9 @@ void twist_init(struct twist *, int n_layers, uint64_t seed);
  * twist_load would refuse. */
 int twist_save(const struct twist *, const char *dir, struct err *err);
 
+/* May files be made in the folder? To be asked before hours are spent on one. ERR_INVALID. */
+int twist_can_save(const char *dir, struct err *err);
+
 /* Read a file whole, every number finite. ERR_NOT_FOUND: no such file; ERR_FILE: broken, in one
  * line. */
 int twist_load(struct twist **out, const char *dir, const char *name, struct err *err);

@@ -358,6 +358,14 @@ int twist_list(struct twist_file **out, const char *dir, struct err *err)
     return n;
 }
 
+int twist_can_save(const char *dir, struct err *err)
+{
+    if (access(dir, W_OK | X_OK) == 0)
+        return 0;
+    return err_set(err, ERR_INVALID, "this server can keep no twists: %s: %s", dir,
+                   strerror(errno));
+}
+
 int twist_remove(const char *dir, const char *name, struct err *err)
 {
     char leaf[FILE_NAME_MAX];

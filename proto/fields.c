@@ -23,6 +23,20 @@ struct place place_index(struct place parent, size_t i)
     return p;
 }
 
+/* Without memory jansson says anything: that a good body is none, for one. So it does not go on
+ * without. Set before there are threads. */
+static void *allocate(size_t bytes)
+{
+    void *p = malloc(bytes);
+    CHECK(p && "out of memory");
+    return p;
+}
+
+__attribute__((constructor)) static void set_allocator(void)
+{
+    json_set_alloc_funcs(allocate, free);
+}
+
 json_t *body_parse(const char *body, size_t len, struct err *err)
 {
     const size_t flags = JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL;
