@@ -3,12 +3,14 @@ what clients see when a replica goes away."""
 import json
 import os
 import re
+import ssl
 import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import openai
 import pytest
 import requests
 from selenium import webdriver
@@ -126,6 +128,25 @@ def test_requests(nginx, pair):
     assert samples(lines) == pair[1].client().sample(**SHORT_BODY).sample_lines()
     whole = post(nginx, SHORT_BODY | {"stream": False}).json()
     assert [s["text"] for s in whole["samples"]] == [json.loads(line)["text"] for line in samples(lines)]
+
+
+def test_openai(nginx):
+    """The unmodified client: streamed and whole, a potential in extra_body, an error with its field."""
+    tls = ssl.create_default_context(cafile=nginx.certificate)
+    client = openai.OpenAI(base_url=nginx.url + "/v1", api_key="none",
+                           http_client=openai.DefaultHttpxClient(verify=tls))
+    model = client.models.list().data[0].id
+    fields = {"model": model, "prompt": [0, 2], "max_tokens": 12, "seed": 3, "n": 2,
+              "extra_body": {"particles": 8, "potential": {"type": "contains", "text": "a", "soft": -1}}}
+    whole = client.completions.create(**fields)
+    texts = ["", ""]
+    for chunk in client.completions.create(**fields, stream=True):
+        for choice in chunk.choices:
+            texts[choice.index] += choice.text
+    assert texts == [choice.text for choice in whole.choices] and all(texts)
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.completions.create(model=model, prompt=[0, 2], extra_body={"particles": 0})
+    assert refused.value.param == "particles"
 
 
 def test_events_of_the_server_kind(nginx):
