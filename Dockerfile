@@ -41,7 +41,7 @@ RUN cmake -S . -B /build -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_INSTALL_PRE
 FROM ${DEBIAN} AS runtime
 RUN apt-get -qq update \
     && apt-get -qq install -y --no-install-recommends \
-        libmicrohttpd12 libjansson4 libpcre2-8-0 libyaml-0-2 libgomp1 \
+        libmicrohttpd12 libcurl4 libjansson4 libpcre2-8-0 libyaml-0-2 libgomp1 \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --system --uid 10001 --user-group --no-create-home clotho \
     && install -d -o clotho -g clotho /twists

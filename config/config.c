@@ -356,8 +356,11 @@ static int check_needed(const struct config *c, enum config_command command, str
 {
     if (c->help || c->print_config)
         return 0;
-    if (command & ENGINE_COMMANDS && !c->model)
+    if (command & ENGINE_COMMANDS && !c->model && !c->server)
         return err_set(err, ERR_INVALID, "--model: is missing; name a .gguf file (see --help)");
+    if (command & CONFIG_SAMPLE && c->islands > 1 && !c->server)
+        return err_set(err, ERR_INVALID,
+                       "--islands: are drawn by servers; name them with --server");
     if (command & (CONFIG_LEARN | CONFIG_TWISTS) && !c->twist_dir)
         return err_set(err, ERR_INVALID,
                        "--twist-dir: is missing; name the folder of twists (see --help)");

@@ -47,6 +47,8 @@ struct config {
     int max_seconds; /* 0: as long as it takes */
     /* clotho sample, bounds and twist learn */
     struct config_request request;
+    const char *server; /* clotho sample: URLs that draw instead, separated by commas; NULL: here */
+    int islands;
     /* clotho bench, bounds */
     const char *populations; /* "1,16,64,256" */
     int prompt_tokens, tokens, repeat;

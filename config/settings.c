@@ -220,6 +220,16 @@ const struct setting settings[] = {
     {"repeat", SETTING_INT, BENCH, AT(repeat), "3", RANGE(1, 1000), .arg = "N",
      .help = "Runs of each line; their median is shown."},
 
+    SECTION("Servers that draw instead", SAMPLE),
+    {"server", SETTING_STRING, SAMPLE, AT(server), .arg = "URLS",
+     .help = "Have servers draw, by their URLs, separated by commas. No model is loaded here."},
+    {"islands", SETTING_INT, SAMPLE, AT(islands), "1", RANGE(1, 1 << 16), .arg = "N",
+     .help =
+         "Draw N independent populations, with the seed and those that follow it, spread over the "
+         "servers, and merge them exactly into one. One that fails is drawn again elsewhere."},
+    {"api-key", SETTING_STRING, SAMPLE, AT(api_key), .arg = "KEY",
+     .help = "The key that the servers want; prefer the environment."},
+
     SECTION("Output", ALL_COMMANDS & ~SERVE),
     {"json", SETTING_BOOL, ALL_COMMANDS & ~SERVE, AT(json),
      .help = "One JSON object a line, no table."},

@@ -12,9 +12,9 @@ After it, `cmake -S . -B DIR && cmake --build DIR` builds the program.
 TEXT
 }
 
-# A compiler and build tools; the four libraries the program links; what the scripts beside this one use.
+# A compiler and build tools; the five libraries the program links; what the scripts beside this one use.
 packages=(gcc libc6-dev make cmake ninja-build pkgconf
-          libmicrohttpd-dev libjansson-dev libpcre2-dev libyaml-dev
+          libmicrohttpd-dev libcurl4-openssl-dev libjansson-dev libpcre2-dev libyaml-dev
           python3 python3-venv ca-certificates curl git)
 cmake_wanted=3.25
 check=false tests=false

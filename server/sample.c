@@ -1,5 +1,5 @@
-/* clotho sample: one posterior request on the engine without HTTP. On a terminal a line on stderr
- * says how far it is; then a table of the weighted samples, the heaviest first. */
+/* clotho sample: one posterior request on the engine without HTTP, or on servers. On a terminal a
+ * line on stderr says how far it is; then a table of the weighted samples, the heaviest first. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -7,6 +7,7 @@
 
 #include "../proto/request.h"
 #include "commands.h"
+#include "islands.h"
 #include "local.h"
 
 enum { TABLE_ROWS = 40 };
@@ -113,6 +114,9 @@ static void show_event(void *user, const struct event *e)
         return;
     }
     switch (e->type) {
+    case EVENT_START:
+        s->particles = e->start.particles;
+        break;
     case EVENT_STEP:
         show_progress(s, e);
         break;
@@ -124,7 +128,6 @@ static void show_event(void *user, const struct event *e)
         print_done(s, e);
         break;
     case EVENT_ERROR:
-    case EVENT_START:
     case EVENT_RESAMPLE:
     case EVENT_SCORE:
     case EVENT_TOKENS:
@@ -164,22 +167,28 @@ static int run(struct local *l, const struct config *c, struct show *show, struc
     if (make_job(&job, c, local_info(l), err))
         return -1;
     show->max_steps = longest(job);
-    show->particles = job->particles;
     return local_run(l, job, show_event, show, err);
+}
+
+static int sample_here(const struct config *c, struct show *show, struct err *err)
+{
+    struct local *l = NULL;
+    int failed = command_open_twists(c, false, err) || local_open(&l, c, show->progress, err) ||
+                 (!local_interrupted() && run(l, c, show, err));
+    local_close(l);
+    return failed;
 }
 
 static int sample(const struct config *c)
 {
     struct show show = {.json = c->json, .progress = !c->json && isatty(STDERR_FILENO)};
-    struct local *l = NULL;
     struct err err;
-    int failed = command_open_twists(c, false, &err) || local_open(&l, c, show.progress, &err) ||
-                 (!local_interrupted() && run(l, c, &show, &err));
+    bool failed = (c->server ? islands_run(c, show.progress, show_event, &show, &err)
+                             : sample_here(c, &show, &err)) != 0;
     if (failed || local_interrupted())
         clear_progress(&show);
     if (failed)
         fprintf(stderr, "clotho: %s\n", err.msg);
-    local_close(l);
     for (int i = 0; i < show.n_rows; i++)
         free(show.row[i].text);
     free(show.row);

@@ -20,7 +20,7 @@ project_header_ok() {
 library_header_ok() {
     case "$2" in
         jansson.h) [[ $1 == proto/* || $1 == core/safetensors.c || $1 == config/* ]] ;;
-        microhttpd.h) [[ $1 == server/* ]] ;;
+        microhttpd.h | curl/*) [[ $1 == server/* ]] ;;
         yaml.h) [[ $1 == config/* || $1 == proto/tools/* ]] ;;
         pcre2.h) [[ $1 == core/* ]] ;;
         omp.h | *intrin.h | cpuid.h) [[ $1 == kernels/* ]] ;;
