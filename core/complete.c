@@ -1,7 +1,7 @@
-/* Choices for several prompts, in one answer. Each prompt has a run of its own, all of them from
- * the beginning: they share the client's part of the steps. The first prompt's run has the
- * request's own seed, so that a prompt alone draws what it draws in front of others; those behind
- * it have seeds made from that one and their number.
+/* Choices for several prompts, in one answer. Each prompt has a run of its own, a number of them at
+ * a time, which share the client's part of the steps. The first prompt's run has the request's own
+ * seed, so that a prompt alone draws what it draws in front of others; those behind it have seeds
+ * made from that one and their number.
  *
  * Where log-probabilities are wanted, a second run for each prompt scores its texts: by the model's
  * own distribution, as other servers do, and not by the prior that the texts were drawn from. */
@@ -12,17 +12,23 @@
 #include "run.h"
 #include "study.h"
 
-struct completing {
-    struct run *run;
-    int64_t tokens; /* drawn */
-};
+enum { AT_ONCE = 32 }; /* prompts: enough to fill the steps, and few enough for their memory */
 
 /* One prompt's runs, for their sinks. */
 struct part {
     struct completing *of;
+    bool busy;
     int prompt;
-    struct ids *texts; /* (n) as they are scored: with logprobs, after what is left of an echo */
-    bool *stopped;     /* (n) */
+    struct arena arena; /* of the following, while it is busy */
+    struct ids *texts;  /* (n) as they are scored: with logprobs, after what is left of an echo */
+    bool *stopped;      /* (n) */
+};
+
+struct completing {
+    struct run *run;
+    int next;       /* prompt to begin with */
+    int64_t tokens; /* drawn */
+    struct part part[AT_ONCE];
 };
 
 static const struct complete *wanted(const struct completing *c)
@@ -130,19 +136,27 @@ static void say_scored(struct part *p, int i, int lead, const struct event *scor
 
 /* ---- scoring ---- */
 
-/* The tokens to score of choice i, which was drawn as these: behind an echo's second token and on.
+/* What is to be scored of choice i: what was drawn, behind the rest of an echoed prompt.
  */
 static void keep_text(struct part *p, int i, const int32_t *tokens, int n, bool stopped)
 {
     const struct complete *c = wanted(p->of);
     const struct ids *prompt = &prompt_of(p)->ids;
     int lead = c->echo ? prompt->n - 1 : 0;
-    int32_t *id = ARENA_NEW(&p->of->run->job->arena, int32_t, lead + n + 1);
+    int32_t *id = ARENA_NEW(&p->arena, int32_t, lead + n + 1);
     memcpy(id, prompt->id + (c->echo ? 1 : 0), (size_t)lead * sizeof *id);
     if (n)
         memcpy(id + lead, tokens, (size_t)n * sizeof *id);
     p->texts[i] = (struct ids){id, lead + n};
     p->stopped[i] = stopped;
+}
+
+static void fill(struct completing *);
+
+static void end_part(struct part *p)
+{
+    arena_free(&p->arena);
+    p->busy = false;
 }
 
 static int on_score(void *user, const struct event *e)
@@ -152,19 +166,24 @@ static int on_score(void *user, const struct event *e)
         say_scored(p, e->score.index, wanted(p->of)->echo ? 1 : 0, e);
     if (e->type == EVENT_ERROR)
         run_fail(p->of->run, &e->error);
+    if (e->type == EVENT_DONE) {
+        end_part(p);
+        fill(p->of);
+    }
     return 0;
 }
 
 static int begin_scores(struct part *p, struct err *err)
 {
     struct run *r = p->of->run;
-    if (p->texts[0].n == 0) { /* a single token echoed, or nothing at all: there is no other text */
-        for (int i = 0; i < wanted(p->of)->n; i++)
-            say_scored(p, i, wanted(p->of)->echo ? 1 : 0, NULL);
-        return 0;
+    if (p->texts[0].n > 0) {
+        struct sink sink = {.event = on_score, .user = p};
+        return study_spawn(r, scoring_job(r, p->prompt, p->texts), sink, NULL, err);
     }
-    struct sink sink = {.event = on_score, .user = p};
-    return study_spawn(r, scoring_job(r, p->prompt, p->texts), sink, NULL, err);
+    for (int i = 0; i < wanted(p->of)->n; i++) /* a single token echoed, or nothing at all */
+        say_scored(p, i, wanted(p->of)->echo ? 1 : 0, NULL);
+    end_part(p);
+    return 0;
 }
 
 /* ---- drawing ---- */
@@ -173,8 +192,11 @@ static void drawn(struct part *p, const struct event *e)
 {
     struct err err;
     p->of->tokens += e->done.completion_tokens;
-    if (p->texts && begin_scores(p, &err) != 0)
+    if (!p->texts)
+        end_part(p);
+    else if (begin_scores(p, &err) != 0)
         run_fail(p->of->run, &err);
+    fill(p->of);
 }
 
 static int on_draw(void *user, const struct event *e)
@@ -203,23 +225,33 @@ static int begin_nothing(struct part *p, struct err *err)
     for (int i = 0; i < c->n; i++)
         run_say(p->of->run,
                 &(struct event){.type = EVENT_CHOICE, .choice = {.index = p->prompt * c->n + i}});
+    end_part(p);
     return 0;
 }
 
-static int begin_part(struct completing *study, int prompt, struct err *err)
+static int begin_part(struct part *p, struct completing *study, int prompt, struct err *err)
 {
     const struct complete *c = wanted(study);
-    struct arena *a = &study->run->job->arena;
-    struct part *p = ARENA_NEW(a, struct part, 1);
-    *p = (struct part){.of = study, .prompt = prompt};
+    *p = (struct part){.of = study, .busy = true, .prompt = prompt};
     if (c->logprobs >= 0) {
-        p->texts = ARENA_NEW(a, struct ids, c->n);
-        p->stopped = ARENA_NEW(a, bool, c->n);
+        p->texts = ARENA_NEW(&p->arena, struct ids, c->n);
+        p->stopped = ARENA_NEW(&p->arena, bool, c->n);
     }
     if (!c->draws)
         return begin_nothing(p, err);
     struct sink sink = {.event = on_draw, .user = p};
     return study_spawn(study->run, sampling_job(study->run, prompt), sink, NULL, err);
+}
+
+/* Go on with the next prompts, as far as there are places. */
+static void fill(struct completing *study)
+{
+    struct err err;
+    for (int i = 0; i < AT_ONCE; i++)
+        while (!study->part[i].busy && study->next < wanted(study)->n_prompts &&
+               study->run->phase != RUN_ENDED)
+            if (begin_part(&study->part[i], study, study->next++, &err) != 0)
+                run_fail(study->run, &err);
 }
 
 /* ---- the study ---- */
@@ -263,11 +295,10 @@ static int plan(struct run *r, struct err *err)
 static int begin(struct run *r, struct err *err)
 {
     struct completing *study = ARENA_NEW(&r->job->arena, struct completing, 1);
+    (void)err;
     r->study = study;
     study->run = r;
-    for (int i = 0; i < r->job->complete.n_prompts; i++)
-        if (begin_part(study, i, err) != 0)
-            return -1;
+    fill(study);
     return 0;
 }
 
@@ -291,7 +322,9 @@ static int advance(struct run *r, struct err *err)
 
 static void close(struct run *r)
 {
-    (void)r; /* all is in its arena */
+    struct completing *study = r->study;
+    for (int i = 0; study && i < AT_ONCE; i++)
+        arena_free(&study->part[i].arena);
 }
 
 const struct study_ops complete_ops = {plan, begin, advance, close};

@@ -94,6 +94,18 @@ def test_several_prompts(complete):
     assert same[0] != same[1]  # prompts draw for themselves
 
 
+@pytest.mark.parametrize("fields", [{}, {"logprobs": 0}, {"logprobs": 0, "echo": True, "max_tokens": 0},
+                                    {"max_tokens": 0}], ids=str)
+def test_more_prompts_than_run_at_once(complete, fields):
+    fields = {"max_tokens": 2} | fields
+    answer = complete([[1, 3 + i] for i in range(100)], **fields)
+    assert len(texts(answer)) == 100 and answer.usage.prompt_tokens == 200
+    if fields.get("echo"):
+        assert [c.logprobs.tokens[1] for c in answer.choices[97:]] == ["a", "b", "c"]
+    else:
+        assert texts(answer)[0] == texts(complete([[1, 3]], **fields))[0]
+
+
 def test_nothing_drawn(complete):
     answer = complete(max_tokens=0, echo=True)
     assert texts(answer) == ["the man"] and answer.usage.completion_tokens == 0
