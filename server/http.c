@@ -295,28 +295,32 @@ const char *http_url(const struct http *h)
     return h->url;
 }
 
-/* Every connection is a file; the soft limit is often 1024. */
-static void raise_file_limit(int connections)
+/* Every connection is a file; the soft limit is often 1024. Returns how many connections there can
+ * be: with none to spare for them, models, twists and keys could not be read. */
+static int raise_file_limit(int connections)
 {
     struct rlimit files;
     rlim_t want = (rlim_t)(connections + SPARE_FILES);
     if (getrlimit(RLIMIT_NOFILE, &files) || files.rlim_cur >= want)
-        return;
+        return connections;
     files.rlim_cur = want < files.rlim_max ? want : files.rlim_max;
-    setrlimit(RLIMIT_NOFILE, &files);
-    if (files.rlim_cur < want)
-        log_line(LOG_WARN, "%d connections need %llu files; the limit is %llu", connections,
-                 (unsigned long long)want, (unsigned long long)files.rlim_max);
+    setrlimit(RLIMIT_NOFILE, &files); /* or not, in a sandbox */
+    if (getrlimit(RLIMIT_NOFILE, &files) || files.rlim_cur >= want)
+        return connections;
+    int possible = files.rlim_cur > SPARE_FILES ? (int)files.rlim_cur - SPARE_FILES : 1;
+    log_line(LOG_WARN, "the limit of %llu open files allows %d connections, not %d",
+             (unsigned long long)files.rlim_cur, possible, connections);
+    return possible;
 }
 
 int http_start(struct http *h, struct engine *engine, struct err *err)
 {
     const struct config *c = h->service.config;
     h->service.engine = engine;
-    raise_file_limit(c->max_connections);
+    int connections = raise_file_limit(c->max_connections);
     struct MHD_OptionItem options[] = {
         {MHD_OPTION_LISTEN_SOCKET, h->listener, NULL},
-        {MHD_OPTION_CONNECTION_LIMIT, c->max_connections, NULL},
+        {MHD_OPTION_CONNECTION_LIMIT, connections, NULL},
         {MHD_OPTION_CONNECTION_TIMEOUT, c->idle_seconds, NULL},
         {MHD_OPTION_CONNECTION_MEMORY_LIMIT, CONNECTION_MEMORY, NULL},
         {MHD_OPTION_END, 0, NULL},

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from support.server import TINY_FLAGS, Server
 from support.shapes import ENDLESS
-from wire import Wire, ask, get, post
+from wire import Wire, ask, get, metric, post, wait_until
 
 
 class Faults:
@@ -227,3 +227,34 @@ def test_a_disk_that_is_read_only(on_disk, serve, tmp_path):
         removed = ask(server, get("/v1/twists/dd", method="DELETE"))
         assert removed.status >= 400 and "Read-only file system" in removed.json()["error"]["message"]
         assert names(server) == ["dd"]
+
+
+# ------------------------------------------------------------------------------ clients in their thousands
+
+def open_files(server):
+    return len(os.listdir(f"/proc/{server.process.pid}/fd"))
+
+
+def test_ten_thousand_connections_a_second(clotho, model_file, tmp_path):
+    """More than the process may open files for. Who is connected is served, with the same samples as ever,
+    and so is who comes, as soon as there is room."""
+    script = tmp_path / "clotho-limited"
+    script.write_text(f"#!/bin/sh\nulimit -n 300\nexec {clotho} \"$@\"\n")
+    script.chmod(0o755)
+    request = post("/v1/sample", {"prompt": [0, 2], "particles": 4, "max_tokens": 30, "seed": 2, "stream": False})
+    with Server(model_file(**ENDLESS), *TINY_FLAGS, "--twist-dir", str(tmp_path), "--log-level", "warn",
+                program=str(script)) as server:
+        assert "the limit of 300 open files allows 236 connections, not 1024" in server.log()
+        wanted = ask(server, request).json()["samples"]
+        kept, served = Wire(server), 0
+        flood = subprocess.Popen([Path(clotho).with_name("clotho-flood"), str(server.port), "10000", "3", "1500"],
+                                 stdout=subprocess.PIPE, text=True)
+        while flood.poll() is None:
+            assert kept.send(request).reply().json()["samples"] == wanted
+            assert kept.send(get("/v1/twists")).reply().status == 200  # which opens a folder
+            assert open_files(server) <= 300
+            served += 1
+        tried, completed = map(int, flood.stdout.read().split())
+        assert tried > 3000 and completed > 300 and served > 3  # even under a sanitizer
+        assert ask(server, request).json()["samples"] == wanted
+        wait_until(lambda: metric(server, "clotho_connections") <= 3)
