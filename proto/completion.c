@@ -98,15 +98,19 @@ struct completion *completion_open(const struct job *j, const struct request_opt
     return c;
 }
 
+static void forget(struct choice *ch)
+{
+    buf_free(&ch->bytes);
+    buf_free(&ch->text);
+    buf_free(&ch->logprobs);
+}
+
 void completion_close(struct completion *c)
 {
     if (!c)
         return;
-    for (int i = 0; i < c->n_choices; i++) {
-        buf_free(&c->choice[i].bytes);
-        buf_free(&c->choice[i].text);
-        buf_free(&c->choice[i].logprobs);
-    }
+    for (int i = 0; i < c->n_choices; i++)
+        forget(&c->choice[i]);
     struct arena arena = c->arena; /* it lies there itself */
     arena_free(&arena);
 }
@@ -304,6 +308,8 @@ static void say_choice(const struct completion *c, struct buf *out, int index)
     chunk_close(&w);
     buf_reset(&ch->text);
     ch->sent = true;
+    if (ch->ended)
+        forget(ch);
 }
 
 static void say_usage(const struct completion *c, struct buf *out)

@@ -100,11 +100,13 @@ static void overflow(struct stream *s)
 /* ------------------------------------------------------- the engine's side */
 
 /* Only progress piles up without bound. The answer itself is bounded by the request's limits, comes
- * in one burst, and is never the reason to cut a client off. */
-static bool is_progress(const struct event *e)
+ * in one burst, and is never the reason to cut a client off; but the choices of many prompts that
+ * are kept for one answer pile up, too. */
+static bool piles_up(const struct stream *s, const struct event *e)
 {
-    return e->type == EVENT_STEP || e->type == EVENT_RESAMPLE || e->type == EVENT_BOUND ||
-           e->type == EVENT_UPDATE || e->type == EVENT_TOKENS;
+    return (e->type == EVENT_CHOICE && s->opts.form == STREAM_WHOLE) || e->type == EVENT_STEP ||
+           e->type == EVENT_RESAMPLE || e->type == EVENT_BOUND || e->type == EVENT_UPDATE ||
+           e->type == EVENT_TOKENS;
 }
 
 /* What grows is the inbox alone: the two queues take turns. */
@@ -119,7 +121,7 @@ static int take_event(void *user, const struct event *e)
 {
     struct stream *s = user;
     pthread_mutex_lock(&s->lock);
-    if (is_progress(e) && s->inbox.len > s->opts.limit)
+    if (piles_up(s, e) && s->inbox.len > s->opts.limit)
         overflow(s);
     else if (!budget_allows(s->opts.budget, s->held, 0))
         end_early(s, STREAM_FULL);
@@ -413,7 +415,8 @@ int stream_whole(struct stream *s, struct buf *json, struct err *err)
     if (end == STREAM_LEFT)
         return -2;
     if (end == STREAM_SLOW)
-        return err_field(err, "events", "the answer grew past %zu MiB; ask for fewer, or stream it",
+        return err_field(err, s->opts.completion ? "stream" : "events",
+                         "the answer grew past %zu MiB; ask for less, or stream it",
                          s->opts.limit >> 20);
     if (is_broken_off(s, end, err))
         return -1;

@@ -385,6 +385,14 @@ def test_leaving_frees_all_prompts(words):
     wait_until(lambda: metric(words, "clotho_particles_active") == 0)
 
 
+def test_an_answer_that_grows_too_large(stub):
+    body = {"prompt": [""] * 16, "n": 1024, "max_tokens": 4096}
+    with Wire(stub()) as wire:
+        reply = wire.send(post("/v1/completions", body)).reply()
+    assert reply.status == 400 and reply.json()["error"]["param"] == "stream"
+    assert "64 MiB" in reply.json()["error"]["message"]
+
+
 def test_error_in_a_stream(stub):
     chunks = client(stub()).completions.create(model="model0", prompt="fail=3 us=1000", stream=True,
                                                extra_body={"model": None})
