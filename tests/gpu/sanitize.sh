@@ -15,7 +15,7 @@ export CLOTHO_TEST_SIZE=small OMP_NUM_THREADS=1
 
 sanitize() { # sanitize TOOL TEST
     local only=()
-    [[ $1 == memcheck ]] || only=(--kernel-regex kns=_kernel) # our own: the other tools take long for cuBLASLt's
+    [[ $1 == memcheck ]] || only=(--kernel-name kns=_kernel) # our own: the other tools take long for cuBLASLt's
     timeout --kill-after=5 "$limit" compute-sanitizer --tool "$1" --error-exitcode 9 --print-limit 20 "${only[@]}" \
         "$2" cuda > "$logs/$1.$(basename "$2")" 2>&1 < /dev/null
 }

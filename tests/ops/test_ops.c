@@ -673,7 +673,11 @@ static void test_fast(const char *kind)
     int32_t rows[MAX_ROWS];
     const int n = case_rows(&op_linear, &c, rows);
     float *y = malloc(row_bytes(&op_linear, &c, ACT_BF16) * (size_t)n);
-    EXPECT_INT(backend_open(&b, &o, why, sizeof why), 0);
+    if (backend_open(&b, &o, why, sizeof why)) {
+        EXPECT(!"the backend opens");
+        free(y);
+        return;
+    }
     op_linear.run(b, c.d, rows, n, y);
     check_values(&op_linear, &c, b, rows, n, y);
     op_linear.run(b, c.d, rows, 3, y);
