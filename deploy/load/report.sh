@@ -82,7 +82,7 @@ json.dump({'peak': peak, 'now': now}, open('$dir/$1.json', 'w'))"
 
 events() { # events NAME URL: 1,000 streams of 100 events
     echo "events: $2"
-    wrk -t1 -c1000 -d"$(awk -v s="$(seconds 15)" 'BEGIN { print int(s < 8 ? 8 : s) }')" --timeout 60 \
+    wrk -t1 -c1000 -d"$(awk -v s="$(seconds 20)" 'BEGIN { print int(s < 8 ? 8 : s) }')" --timeout 60 \
         -s deploy/load/events.lua "$2" | tail -n 1 > "$dir/$1.json"
 }
 
