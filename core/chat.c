@@ -44,7 +44,8 @@ void chat_template_read(struct chat_template *out, const struct gguf *g)
     if (!gguf_string(g, "tokenizer.chat_template", &s))
         return;
     out->format = CHAT_UNKNOWN;
-    if (contains(s, "<|im_start|>") && contains(s, "<|im_end|>")) {
+    bool separated = contains(s, "<|im_sep|>"); /* a dialect with that instead of the newline */
+    if (contains(s, "<|im_start|>") && contains(s, "<|im_end|>") && !separated) {
         out->format = CHAT_CHATML;
         find_system(s, "<|im_start|>system", "<|im_end|>", out->system, sizeof out->system);
     } else if (contains(s, "<|start_header_id|>") && contains(s, "<|eot_id|>")) {

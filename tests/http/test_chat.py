@@ -120,7 +120,8 @@ def test_without_max_tokens(chat):
     assert answer.usage.total_tokens == 256 and answer.choices[0].finish_reason == "length"
 
 
-@pytest.mark.parametrize("kind,why", [("", "no chat template"), ("other", "not one that is known here")])
+@pytest.mark.parametrize("kind,why", [("", "no chat template"), ("other", "not one that is known here"),
+                                      ("separated", "not one that is known here")])
 def test_models_without_a_known_template(serve, kind, why):
     server = serve(tokenizer="bytes", seed=2, chat=kind)
     with pytest.raises(openai.BadRequestError, match=why) as caught:

@@ -58,6 +58,8 @@ CHATS = {  # the special tokens, and a template with their markers
                "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + "
                "message['content'] | trim + '<|eot_id|>' }}"),
     "other": ([], "[INST] {{ message['content'] }} [/INST]"),
+    "separated": (["<|im_start|>", "<|im_sep|>", "<|im_end|>"],
+                  "{{ '<|im_start|>' + message['role'] + '<|im_sep|>' + message['content'] + '<|im_end|>' }}"),
 }
 
 def _pieces(kind, vocab):

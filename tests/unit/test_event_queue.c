@@ -76,11 +76,16 @@ static void add_each(struct event_queue *q, struct borrowed *b)
     event_queue_add(
         q, &(struct event){.type = EVENT_TOKENS,
                            .tokens = {.first = 8, .token = lend(b, grown, sizeof grown), .n = 2}});
+    struct event_top top[] = {{9, -1}, {8, -2}, {7, -3}, {6, -4}, {5, -5},
+                              {9, -1}, {8, -2}, {7, -3}, {6, -4}, {5, -6}};
     event_queue_add(q, &(struct event){.type = EVENT_CHOICE,
                                        .choice = {.index = 6,
                                                   .tokens = lend(b, ids, sizeof ids),
                                                   .n_tokens = 5,
-                                                  .stopped = true}});
+                                                  .stopped = true,
+                                                  .token_log_p = lend(b, logs, sizeof logs),
+                                                  .top = lend(b, top, sizeof top),
+                                                  .n_top = 2}});
     event_queue_add(q, &(struct event){.type = EVENT_DONE, .done = {.log_z = -1.5, .ess = 3}});
     struct event error = {.type = EVENT_ERROR};
     err_field(&error.error, "prompt", "is wrong");
@@ -140,6 +145,8 @@ static void expect_answer(struct event_queue *q)
     EXPECT(event_queue_next(q, &e));
     EXPECT_INT(e.choice.tokens[2], 4);
     EXPECT(e.choice.index == 6 && e.choice.stopped);
+    EXPECT_NEAR(e.choice.token_log_p[4], -5, 0);
+    EXPECT(e.choice.top[9].id == 5 && e.choice.top[9].log_p == -6);
     EXPECT(event_queue_next(q, &e));
     EXPECT_INT(e.type, EVENT_DONE);
     EXPECT_NEAR(e.done.log_z, -1.5, 0);
