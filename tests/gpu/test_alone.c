@@ -130,6 +130,7 @@ static void test_population(struct backend *b, const struct shape *shape, int pa
             check_parts(&d, &w, sizes[i]);
     }
     b->records = records;
+    EXPECT(!records || b->calls[OP_REPLAY] > 0);
     whole_close(&w, &d);
     decode_stop(&d);
     decode_close(&d);
