@@ -84,6 +84,13 @@ static int check_against(const struct key_entry *e, const struct key_entry *othe
     return 0;
 }
 
+static void append(struct key_list *l, const struct key_entry *e)
+{
+    l->key = realloc(l->key, sizeof *l->key * (size_t)(l->n + 1));
+    CHECK(l->key && "out of memory");
+    l->key[l->n++] = *e;
+}
+
 static int add(struct key_list *l, const struct key_entry *e, const struct place *p,
                struct err *err)
 {
@@ -92,9 +99,7 @@ static int add(struct key_list *l, const struct key_entry *e, const struct place
     for (int i = 0; i < l->n; i++)
         if (check_against(e, &l->key[i], p, err))
             return -1;
-    l->key = realloc(l->key, sizeof *l->key * (size_t)(l->n + 1));
-    CHECK(l->key && "out of memory");
-    l->key[l->n++] = *e;
+    append(l, e);
     return 0;
 }
 
@@ -145,7 +150,8 @@ static int read_flag(struct key_list *l, const char *key, struct err *err)
     if (n > KEY_MAX)
         return err_set(err, ERR_INVALID, "--api-key: a key has at most 255 characters");
     memcpy(e.bytes, key, n);
-    return add(l, &e, &(struct place){0}, err);
+    append(l, &e);
+    return 0;
 }
 
 int key_list_read(struct key_list *l, const char *key, const char *file, struct err *err)
