@@ -41,7 +41,8 @@ static struct engine *open_engine(int batch_rows, size_t twist_bytes)
 struct record {
     struct waiter waiter; /* first: the sink knows it as that */
     int n_updates, n_scores, n_bounds[2], n_extinct;
-    int stop_after; /* updates, then the sink asks to cancel; 0: never */
+    int stop_after;       /* updates, then the sink asks to cancel; 0: never */
+    const char *moves_to; /* here goes the folder of twists at the first update; NULL: nowhere */
     bool done;
     struct err err;         /* code 0: none */
     double bound[2], log_z; /* the last ones */
@@ -81,6 +82,8 @@ static int record_event(void *user, const struct event *e)
     EXPECT(!r->done && !r->err.code);
     take(r, e);
     bool stop = r->stop_after && r->n_updates == r->stop_after;
+    if (r->moves_to && e->type == EVENT_UPDATE && r->n_updates == 1)
+        EXPECT(rename(twist_dir, r->moves_to) == 0);
     pthread_mutex_unlock(&r->waiter.mutex);
     return stop;
 }
@@ -609,17 +612,20 @@ static void test_extinct(struct engine *e)
     }
 }
 
-/* A folder that is gone: the error is said, and the engine goes on. */
+/* A folder that is gone, or goes meanwhile: the error is said, and the engine goes on. */
 static void test_save_fails(struct engine *e)
 {
     char away[sizeof twist_dir + 5];
     snprintf(away, sizeof away, "%s-away", twist_dir);
-    EXPECT(rename(twist_dir, away) == 0);
-    struct record *r = run(e, short_job(e, TWIST_CTL, 2));
+    struct record *r = record_new();
+    r->moves_to = away;
+    submit(e, short_job(e, TWIST_CTL, 2), r);
+    waiter_wait(&r->waiter);
     EXPECT(!r->done);
     EXPECT_INT(r->err.code, ERR_FILE);
     EXPECT_INT(r->n_updates, 2);
     record_free(r);
+    expect_error(run(e, short_job(e, TWIST_CTL, 2)), ERR_INVALID, "", "can keep no twists");
     EXPECT(rename(away, twist_dir) == 0);
     r = run(e, new_job(JOB_SAMPLE, 4, 1));
     must(r);
