@@ -118,7 +118,7 @@ void call_close(struct call *c)
     const struct config *config = c->service->config;
     link_must_send(c->http, c->link,
                    stream_clock() + config->idle_seconds + config->header_seconds);
-    budget_count(&c->service->budget, c->held, 0);
+    budget_count(c->service->budget, c->held, 0);
     auth_leave(c->service->auth, &c->visit, (uint64_t)c->account.prompt_tokens,
                (uint64_t)c->account.tokens);
     if (c->is_answered)
@@ -190,7 +190,7 @@ static void add_status_headers(const struct call *c, struct MHD_Response *r, int
 
 static void hold(struct call *c, size_t bytes)
 {
-    c->held = budget_count(&c->service->budget, c->held, bytes);
+    c->held = budget_count(c->service->budget, c->held, bytes);
 }
 
 /* Takes the response. */
@@ -268,7 +268,7 @@ void call_open_stream(struct call *c, enum stream_form form, enum job_kind kind,
         .kind = kind,
         .completion = completion,
         .limit = whole ? WHOLE_ANSWER_MAX : config->stream_buffer,
-        .budget = &c->service->budget,
+        .budget = c->service->budget,
         .deadline = config->max_seconds ? c->started + config->max_seconds : 0,
         .longest = config->max_seconds,
         .patience = config->idle_seconds,
@@ -518,7 +518,7 @@ static void check_growth(struct call *c, size_t n)
 {
     if (c->body.len + n > c->service->config->max_body)
         refuse_body_size(c);
-    else if (!budget_allows(&c->service->budget, c->held, n))
+    else if (!budget_allows(c->service->budget, c->held, n))
         refuse(c, 429, "rate_limit_error", NULL, "the memory for requests is full");
     else
         return;

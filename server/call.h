@@ -19,7 +19,7 @@ struct service {
     struct engine *engine;
     struct metrics *metrics;
     struct auth *auth;
-    struct budget budget;
+    struct budget *budget;
 };
 
 enum { REQUEST_ID_MAX = 128 };

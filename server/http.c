@@ -262,14 +262,15 @@ static struct metrics *open_metrics(void)
     return metrics_open(endpoints, n_routes);
 }
 
-int http_open(struct http **out, const struct config *config, struct err *err)
+int http_open(struct http **out, const struct config *config, struct budget *budget,
+              struct err *err)
 {
     struct http *h = calloc(1, sizeof *h);
     CHECK(h && "out of memory");
     h->service.config = config;
     h->listener = -1;
     h->service.metrics = open_metrics();
-    budget_init(&h->service.budget, config->client_memory, config->max_connections);
+    h->service.budget = budget;
     pthread_mutex_init(&h->lock, NULL);
     if (auth_open(&h->service.auth, config->api_key, config->api_key_file, err) ||
         bind_port(h, err)) {

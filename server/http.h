@@ -4,11 +4,13 @@
 #pragma once
 #include "../config/config.h"
 #include "../core/engine.h"
+#include "budget.h"
 
 struct http;
 
-/* Bind the port. Nothing is answered yet; clients wait. config is borrowed. */
-int http_open(struct http **out, const struct config *, struct err *err);
+/* Bind the port. Nothing is answered yet; clients wait. config and budget are borrowed; streams,
+ * which the engine may still have when this is closed, count in the budget until engine_close. */
+int http_open(struct http **out, const struct config *, struct budget *, struct err *err);
 const char *http_url(const struct http *); /* "http://127.0.0.1:8080" */
 
 /* Answer from now on, from this engine (which may still be loading). */

@@ -292,7 +292,7 @@ static enum MHD_Result get_playground(struct call *c)
 static enum MHD_Result get_metrics(struct call *c)
 {
     struct buf text = {0};
-    struct metrics_load load = {.client_memory = c->service->budget.used};
+    struct metrics_load load = {.client_memory = c->service->budget->used};
     struct client_usage *clients;
     load.n_clients = auth_usage(c->service->auth, &clients);
     load.clients = clients;

@@ -157,8 +157,10 @@ static int serve(const struct config *c)
     struct engine *engine = NULL;
     struct err err;
     struct engine_opts opts = command_engine_opts(c);
+    struct budget budget;
     int status = 1;
-    if (command_open_twists(c, false, &err) || http_open(&http, c, &err) ||
+    budget_init(&budget, c->client_memory, c->max_connections);
+    if (command_open_twists(c, false, &err) || http_open(&http, c, &budget, &err) ||
         engine_open(&engine, &opts, &err) || http_start(http, engine, &err))
         log_line(LOG_ERROR, "%s", err.msg);
     else
