@@ -124,7 +124,7 @@ def percentiles(values):
 
 def report(o, record, seconds):
     return {
-        "streams": o.streams, "rate": o.rate, "seconds": round(seconds, 3),
+        "streams": o.streams, "rate": o.rate, "seconds": seconds,
         "whole": len(record.whole), "cut_at_the_end": record.cut, "refused_429": record.refused,
         "errors": dict(record.errors),
         "first_event_seconds": percentiles(record.first), "completion_seconds": percentiles(record.whole),
