@@ -87,7 +87,7 @@ updated=false
 install_missing "${packages[@]}"
 if $tests; then
     install_missing g++ clang libomp-dev
-    install_missing nginx-light openssl prometheus docker-compose
+    install_missing nginx-light openssl prometheus docker-compose strace systemd
     # Ubuntu's is a snap, which has no place in a container; its test is skipped there.
     if grep -qx ID=debian /etc/os-release; then
         install_missing chromium chromium-driver
