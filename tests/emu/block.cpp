@@ -20,6 +20,7 @@ dim3 blockDim, gridDim;
 namespace emu
 {
 unsigned char *shared_memory;
+int current_lane;
 
 enum { WARP = 32, MAX_THREADS = 1024 };
 enum state { READY, AT_BLOCK, AT_WARP, ENDED };
@@ -105,6 +106,7 @@ static void leave(fiber *mine, thread *t)
 {
     if (t) {
         current = t;
+        current_lane = t->number % WARP;
         threadIdx = t->index;
     }
     fiber *to = t ? stack_of(t) : fiber_host();
@@ -151,11 +153,6 @@ uint64_t meet(meeting what, unsigned mask, uint64_t give, int from, const char *
     me->line = line;
     leave(me->on, next_ready());
     return me->got;
-}
-
-int lane()
-{
-    return current->number % WARP;
 }
 
 /* ---- warps ---- */

@@ -211,6 +211,7 @@ extern dim3 blockDim, gridDim;
 namespace emu
 {
 extern unsigned char *shared_memory; /* of the block that runs */
+extern int current_lane;             /* of the thread that runs, in its warp */
 
 enum meeting { BLOCK_BARRIER, WARP_BARRIER, SHUFFLE, BALLOT };
 
@@ -218,7 +219,11 @@ enum meeting { BLOCK_BARRIER, WARP_BARRIER, SHUFFLE, BALLOT };
  * line. SHUFFLE: each gives 8 bytes and gets those of lane `from`. BALLOT: the lanes that gave
  * something but 0, as bits. */
 uint64_t meet(meeting, unsigned mask, uint64_t give, int from, const char *file, int line);
-int lane();
+
+inline int lane()
+{
+    return current_lane;
+}
 
 template <class T> T shuffle(unsigned mask, T x, int from, bool inside, const char *file, int line)
 {

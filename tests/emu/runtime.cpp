@@ -95,8 +95,10 @@ static const unsigned char canary[2] = {0xd5, 0xff};
 
 void fill_canary(void *p, size_t bytes)
 {
-    for (size_t i = 0; i < bytes; i++)
-        ((unsigned char *)p)[i] = canary[i % 2];
+    unsigned char *c = (unsigned char *)p;
+    memcpy(c, canary, std::min(bytes, sizeof canary));
+    for (size_t done = sizeof canary; done < bytes; done *= 2)
+        memcpy(c + done, c, std::min(done, bytes - done));
 }
 
 bool is_canary(const void *p, size_t bytes)
