@@ -6,34 +6,13 @@
 
 #include "../core/run.h"
 #include "test_backend.h"
-#include "tiny_model.h"
-
-static char model_path[] = "/tmp/clotho-test-model-XXXXXX";
-static char twist_dir[] = "/tmp/clotho-test-twists-XXXXXX";
+#include "tiny_files.h"
 
 static inline void must(int rc, const struct err *err)
 {
     if (rc != 0)
         fprintf(stderr, "%s\n", err->msg);
     CHECK(rc == 0);
-}
-
-static inline void files_open(void)
-{
-    tiny_model_write(model_path);
-    CHECK(mkdtemp(twist_dir));
-}
-
-static inline void files_close(void)
-{
-    struct twist_file *list;
-    struct err err;
-    int n = twist_list(&list, twist_dir, &err);
-    for (int i = 0; i < n; i++)
-        must(twist_remove(twist_dir, list[i].spec.name, &err), &err);
-    free(list);
-    rmdir(twist_dir);
-    unlink(model_path);
 }
 
 static inline void machine_run_open(struct machine *m, int batch_rows, size_t kv_bytes,

@@ -10,7 +10,8 @@ static inline const char *test_backend(void)
     return kind ? kind : "cpu";
 }
 
-/* Sanitizers and devices on the CPU are slow: means over fewer runs do. */
+/* Sanitizers and devices on the CPU are slow: there, fewer cases do, which still have every value
+ * of each parameter, and means over fewer runs. */
 static inline bool test_is_slow(void)
 {
 #ifdef __SANITIZE_ADDRESS__

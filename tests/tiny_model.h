@@ -20,6 +20,8 @@ enum {
     CONTEXT = 256
 };
 
+static const int32_t PROMPT[] = {0, 2, 3, 4, 2, 5}; /* of most tests: "abcad" */
+
 static void put_matrix(struct gguf_write *w, const char *name, int rows, int columns,
                        uint32_t *seed, float scale)
 {

@@ -2,15 +2,9 @@
  * small batches, a KV cache too small to hold it), and that every sink is closed exactly once,
  * however a job ends. The numbers themselves are checked against enumeration elsewhere. Run in a
  * debug build, each step also checks the page tables. */
-#include "../../core/engine.h"
-
 #include <pthread.h>
 
-#include "../test_backend.h"
-#include "../tiny_model.h"
-#include "../waiter.h"
-
-static char model_path[] = "/tmp/clotho-test-engine-XXXXXX";
+#include "../engine_run.h"
 
 /* ---- jobs and what they say
  * ------------------------------------------------------------------------- */
@@ -59,22 +53,6 @@ static void record_free(struct record *r)
     waiter_free(&r->waiter);
 }
 
-static const int32_t PROMPT[] = {0, 2, 3, 4, 2, 5};
-
-static struct job *new_job(int particles, int max_tokens, uint64_t seed)
-{
-    struct job *j = job_new();
-    j->prompt = "abcad";
-    j->prompt_len = 5;
-    j->prompt_ids = (struct ids){PROMPT, 6};
-    j->particles = particles;
-    j->seed = seed;
-    j->segments = ARENA_NEW(&j->arena, struct segment, 1);
-    j->segments[0] = (struct segment){.type = SEGMENT_SAMPLE, .max_tokens = max_tokens};
-    j->n_segments = 1;
-    return j;
-}
-
 static void add_potentials(struct job *j, bool continuation)
 {
     static const int32_t ids[] = {3, 5, 7};
@@ -91,7 +69,7 @@ static void add_potentials(struct job *j, bool continuation)
 /* A mixed bag, by number. */
 static struct job *job_of_kind(int kind, int particles, int max_tokens, uint64_t seed)
 {
-    struct job *j = new_job(particles, max_tokens, seed);
+    struct job *j = new_job(JOB_SAMPLE, particles, max_tokens, seed);
     if (kind > 0)
         add_potentials(j, kind >= 2);
     if (kind == 1 || kind == 3) {
@@ -127,24 +105,6 @@ static void run(struct engine *e, struct job *j, struct record *r)
     waiter_wait(&r->waiter);
 }
 
-static struct engine *open_engine(int batch_rows, size_t kv_bytes)
-{
-    struct engine_opts opts = {.model_path = model_path,
-                               .backend = {test_backend(), "f32", 1},
-                               .batch_rows = batch_rows,
-                               .max_particles = 512,
-                               .max_queue = 64,
-                               .kv_bytes = kv_bytes,
-                               .limits = LIMITS_DEFAULT};
-    struct engine *e;
-    struct err err;
-    if (engine_open(&e, &opts, &err) != 0 || engine_wait_ready(e, &err) != 0) {
-        fprintf(stderr, "%s\n", err.msg);
-        exit(1);
-    }
-    return e;
-}
-
 /* ---- tests
  * --------------------------------------------------------------------------------------------- */
 
@@ -175,7 +135,7 @@ enum { SMALL_KV = 14 * 2048 };
 
 static void test_nothing_changes_the_samples(struct engine *e)
 {
-    struct engine *small_batch = open_engine(7, 0), *small_kv = open_engine(64, SMALL_KV);
+    struct engine *small_batch = open_engine(7, 0, 0), *small_kv = open_engine(64, SMALL_KV, 0);
     for (int kind = 0; kind < KINDS; kind++) {
         struct record want, again, rows, pages;
         run(e, job_of_kind(kind, 24, 40, 11), &want);
@@ -204,8 +164,8 @@ static void test_nothing_changes_the_samples(struct engine *e)
 
 static void test_could_never_fit(void)
 {
-    struct engine *e = open_engine(64, 4 * 2048);
-    struct job *j = new_job(2, 200, 1);
+    struct engine *e = open_engine(64, 4 * 2048, 0);
+    struct job *j = new_job(JOB_SAMPLE, 2, 200, 1);
     struct err err;
     uint64_t handle;
     struct record r;
@@ -285,7 +245,7 @@ static void test_amid_others(struct engine *e)
 static void test_together(void)
 {
     enum { N = 8 }; /* of 4 particles: the rows of all fit a step */
-    struct engine *e = open_engine(64, 0);
+    struct engine *e = open_engine(64, 0, 0);
     struct engine_stats stats;
     struct record r[N];
     for (int i = 0; i < N; i++) {
@@ -312,14 +272,14 @@ static void test_together(void)
 static void test_drain_and_close(void)
 {
     enum { N = 12 };
-    struct engine *e = open_engine(64, 0);
+    struct engine *e = open_engine(64, 0, 0);
     struct record r[N];
     for (int i = 0; i < N; i++) {
         record_init(&r[i]);
         submit(e, job_of_kind(i % KINDS, 16, 100, (uint64_t)i), &r[i]);
     }
     engine_drain(e);
-    struct job *late = new_job(1, 1, 1);
+    struct job *late = new_job(JOB_SAMPLE, 1, 1, 1);
     struct err err;
     uint64_t handle;
     EXPECT_INT(engine_submit(e, late, (struct sink){0}, &handle, &err), -1);
@@ -334,8 +294,8 @@ static void test_drain_and_close(void)
 
 int main(void)
 {
-    tiny_model_write(model_path);
-    struct engine *e = open_engine(64, 0);
+    files_open();
+    struct engine *e = open_engine(64, 0, 0);
     test_plain_sampling(e);
     test_nothing_changes_the_samples(e);
     test_amid_others(e);
@@ -343,6 +303,6 @@ int main(void)
     test_together();
     test_could_never_fit();
     test_drain_and_close();
-    unlink(model_path);
+    files_close();
     return test_failures();
 }

@@ -4,37 +4,13 @@
 #include "../oracle/filter.h"
 
 #include "../check.h"
+#include "../mean.h"
 #include "../oracle/vectors.h"
 
 static const enum resample_scheme schemes[] = {RESAMPLE_SYSTEMATIC, RESAMPLE_STRATIFIED,
                                                RESAMPLE_MULTINOMIAL, RESAMPLE_RESIDUAL};
 static const double thresholds[] = {0, 0.5, 1};
 enum { N_SCHEMES = 4, N_THRESHOLDS = 3, RUNS = 15000, MARGINALS = 25 };
-
-/* Moments of a sample. */
-struct mean {
-    double sum, sum2;
-    int n;
-};
-
-static void mean_add(struct mean *m, double x)
-{
-    m->sum += x;
-    m->sum2 += x * x;
-    m->n++;
-}
-
-static double mean_variance(const struct mean *m)
-{
-    double mean = m->sum / m->n;
-    return (m->sum2 / m->n - mean * mean) * m->n / (m->n - 1);
-}
-
-/* Standard errors between the mean and what it should be. */
-static double mean_z(const struct mean *m, double want)
-{
-    return (m->sum / m->n - want) / sqrt(mean_variance(m) / m->n);
-}
 
 /* A text drawn from σ; the optimal twists' proposal is σ itself. */
 static int exact_draw(const struct plan *optimal, uint64_t seed)

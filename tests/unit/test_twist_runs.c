@@ -3,7 +3,6 @@
  */
 #include "../machine_run.h"
 
-static const int32_t PROMPT[] = {0, 2, 3, 4, 2, 5};
 static const int32_t CONDITION[] = {4, 2, 7}, OTHER_CONDITION[] = {9};
 static const float CALIBRATION[] = {1.5f, -2, 0.7f, 0.25f};
 
