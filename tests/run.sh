@@ -13,7 +13,7 @@ usage: tests/run.sh [STAGE...]     all stages, or those named:
   unit     release build without warnings, C tests
   golden   real models against other implementations; fetches SmolLM2-135M-Instruct (95 MB) once
   python   tests against enumeration, of the program and over HTTP, on the release build
-  cuda     the CUDA plug-in, without warnings, where there is nvcc; its tests on the emulated device
+  cuda     the CUDA plug-in, without warnings, where there is nvcc; C tests and some in Python on the emulated device
   asan     C and HTTP tests under AddressSanitizer and UndefinedBehaviorSanitizer
   tsan     C and HTTP tests under ThreadSanitizer
   fuzz     every libFuzzer target for ${FUZZ_SECONDS:-30} s (FUZZ_SECONDS)
@@ -121,6 +121,7 @@ stage_cuda() {
         echo "nvcc is not here: no plug-in is built, only the emulated one"
     fi
     run_ctest release --label-regex emu
+    CLOTHO_TEST_BACKEND=cuda LD_LIBRARY_PATH=$PWD/build/release/emu run_pytest release tests -m device
 }
 
 stage_asan() {

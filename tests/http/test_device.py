@@ -9,7 +9,7 @@ from support.shapes import ENDLESS
 from wire import Wire, get, metric, post
 
 BODY = {"prompt": [0, 2], "particles": 16, "max_tokens": 100, "ignore_eos": True, "seed": 3}
-NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}  # where there is one
+NO_GPU = {"CUDA_VISIBLE_DEVICES": "", "LD_LIBRARY_PATH": ""}  # nor an emulated one
 
 
 def refused_start(program, model, *flags, env=None):

@@ -34,6 +34,7 @@ def is_well(server):
     assert time.monotonic() - begun < 1
 
 
+@pytest.mark.device
 def test_stream_and_whole(server):
     events = ask(server, sample(logprobs=True)).events()
     whole = ask(server, sample(logprobs=True, stream=False)).json()

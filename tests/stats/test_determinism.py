@@ -1,11 +1,13 @@
 """The same request and seed give the same bytes: alone, repeated, streamed or not, in a crowd, in
 batches of any size, and when the cache is too small to keep everything."""
+import functools
 import json
 import random
 import threading
 
 import pytest
 
+from support.cases import cases
 from support.server import TINY_FLAGS, Server
 from support.shapes import ENDING, SPELLINGS
 
@@ -37,7 +39,7 @@ def server(serve, request):
     return serve("--dtype", request.param, **SHAPE)
 
 
-@pytest.mark.parametrize("name", REQUESTS)
+@pytest.mark.parametrize("name", cases(REQUESTS, device=lambda name: name == "segments"))
 def test_repeated_and_in_every_form(server, name):
     client = server.client()
     lines = client.sample(**request(name)).sample_lines()
@@ -112,19 +114,20 @@ def scores(client):
 
 @pytest.fixture(scope="module")
 def expected(serve):
-    """What servers with the default settings answer, by dtype."""
+    """expected(dtype) -> what a server with the default settings answers."""
+    @functools.cache
     def of(dtype):
         client = serve("--dtype", dtype, **SHAPE).client()
         return {n: client.sample(**request(n)).sample_lines() for n in REQUESTS}, scores(client)
-    return {dtype: of(dtype) for dtype in ("f32", "bf16")}
+    return of
 
 
-@pytest.mark.parametrize("dtype", ["f32", "bf16"])
-@pytest.mark.parametrize("flags", [("--batch-rows", "16"), ("--batch-rows", "37"),
-                                   ("--batch-rows", "1024"), ("--threads", "2")], ids=" ".join)
+@pytest.mark.parametrize("flags,dtype", cases(
+    ["--batch-rows=16", "--batch-rows=37", "--batch-rows=1024", "--threads=2"], ["f32", "bf16"],
+    device=lambda *case: case == ("--batch-rows=37", "bf16")))
 def test_any_batch(model_file, expected, flags, dtype):
-    with Server(model_file(**SHAPE), *TINY_FLAGS, "--dtype", dtype, *flags) as server:
-        samples, scored = expected[dtype]
+    with Server(model_file(**SHAPE), *TINY_FLAGS, "--dtype", dtype, flags) as server:
+        samples, scored = expected(dtype)
         for name, lines in samples.items():
             assert server.client().sample(**request(name)).sample_lines() == lines
         assert scores(server.client()) == scored
@@ -137,7 +140,7 @@ def test_any_batch(model_file, expected, flags, dtype):
 def test_a_cache_too_small_to_keep_everything(model_file, expected, dtype):
     """Populations are computed again when their pages are needed: slower, and the same bytes."""
     with Server(model_file(**SHAPE), *TINY_FLAGS, "--dtype", dtype, "--kv-memory", "200K") as server:
-        samples, scored = expected[dtype]
+        samples, scored = expected(dtype)
         with Crowd(server, 6) as crowd:
             for _ in range(3):
                 for name, lines in samples.items():

@@ -4,6 +4,7 @@ import math
 import numpy as np
 import pytest
 
+from support.cases import cases
 from support.posterior import Problem
 from support.reference import Prior
 from support.shapes import BOS, ENDING, ENDLESS, EOS, SPELLINGS, TIED
@@ -29,6 +30,7 @@ SHAPES = {
     "sentencepiece": dict(tokenizer="sentencepiece", scale=2.0),
     "gpt2": dict(tokenizer="gpt2", tied=True, scale=2.0),
 }
+DEVICE = {"one-head", "narrow-heads", "q4_1", "bytes"}
 PRIORS = {
     "plain": Prior(),
     "cold": Prior(temperature=0.5),
@@ -85,7 +87,7 @@ def check(serve, reference, shape, prior, dtype, texts, prompt):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", cases(SHAPES, device=lambda shape: shape in DEVICE))
 def test_models(serve, reference, shape, dtype):
     model = reference(**SHAPES[shape])
     prompt = [model.tokenizer.bos, *random_texts(model, 2, 9, 1)[1]]
@@ -101,8 +103,8 @@ def test_priors(serve, reference, shape, prior, dtype):
     check(serve, reference, shape, PRIORS[prior], dtype, texts, prompt)
 
 
-@pytest.mark.parametrize("prior", TRUNCATED)
-@pytest.mark.parametrize("shape", ["ending", "bytes"])
+@pytest.mark.parametrize("shape,prior", cases(
+    ["ending", "bytes"], TRUNCATED, device=lambda shape, prior: prior == "together"))
 def test_truncated_priors(serve, reference, shape, prior):
     """In f32 alone: rounding moves a token across the edge, and then nothing is near."""
     model = reference(**SHAPES[shape])
@@ -133,6 +135,7 @@ def test_empty_prompt_is_bos_alone(serve, reference):
     assert abs(found["log_p"] - sum(target.forced((), [2, 3]))) < 0.01
 
 
+@pytest.mark.device
 def test_same_text_same_floats(serve):
     """A text's score depends on nothing but the text: not on its place, not on its neighbours."""
     for dtype in DTYPES:

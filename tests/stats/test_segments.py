@@ -4,6 +4,7 @@ import math
 import numpy as np
 import pytest
 
+from support.cases import cases
 from support.estimate import Estimate, repeat
 from support.posterior import Problem
 from support.reference import Prior
@@ -29,8 +30,9 @@ TEMPLATES = {
 PRIORS = {"endless": Prior(ignore_eos=True), "top_k": Prior(ignore_eos=True, top_k=5, temperature=0.8)}
 
 
-@pytest.mark.parametrize("twist", ["none", "factor", "potential"])
-@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("name,twist", cases(
+    TEMPLATES, ["none", "factor", "potential"],
+    device=lambda *case: case in {("infill", "factor"), ("stops", "potential")}))
 def test_posterior_of_a_template(serve, reference, name, twist):
     potential = ({"type": "lexicon", "bias": {"a": 0.7, "d": -0.5}},
                  {"type": "contains", "text": "ac", "soft": -0.8})

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from support.bounds import bound, exact_draws
+from support.cases import cases
 from support.estimate import SIGMAS
 from support.posterior import Problem
 from support.shapes import ENDING, ENDLESS, TIED
@@ -21,6 +22,7 @@ BIAS = {2: 1.0, 3: -1.0, 1: 0.5}
 POTENTIAL = ({"type": "lexicon", "bias": {f"#{t}": x for t, x in BIAS.items()}},
              {"type": "contains", "text": "ab", "soft": -1.0, "weight": 1.5})
 ALWAYS, NEVER = 1, 0
+MEMORY = ("--twist-memory", "16M")  # an emulated device is small
 
 
 def problem(reference, shape, **changes):
@@ -41,7 +43,7 @@ def server(serve, reference, folder):
         if shape not in learned:
             place = folder / shape
             place.mkdir()
-            learned[shape] = serve("--dtype", "f32", "--twist-dir", str(place), **SHAPES[shape])
+            learned[shape] = serve("--dtype", "f32", "--twist-dir", str(place), *MEMORY, **SHAPES[shape])
             learned[shape].client().learn(**problem(reference, shape).fields(), name="short", updates=20,
                                           learning_rate=0.03, seed=1, bounds=0)
         return learned[shape]
@@ -51,9 +53,8 @@ def server(serve, reference, folder):
 
 # ----------------------------------------------------------------------- from below, from above
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("twist", TWISTS)
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape,twist,scheme", cases(
+    SHAPES, TWISTS, SCHEMES, device=lambda *case: case == ("ending", "learned", "residual")))
 def test_both_sides(server, reference, shape, twist, scheme):
     """With few particles, resampled at every step: where a wrong conditional law shows most."""
     bound(server(shape), problem(reference, shape), 3000, particles=3, twist=TWISTS[twist],
@@ -67,6 +68,7 @@ def test_both_sides_without_resampling(server, reference, shape, twist):
           resampling={"ess_threshold": NEVER}).check()
 
 
+@pytest.mark.device
 def test_both_sides_where_runs_die(server, reference):
     """A dead run counts as 0 from below; a pinned one never dies."""
     target = problem(reference, "ending", potential=({"type": "contains", "text": "ba"},))
@@ -150,15 +152,15 @@ EXACT = 1e-4  # nats: what float32 does to a head that is exact
 def exact(serve, reference, folder):
     """A server with the twist "exact": psi* of a problem with fewer prefixes than dimensions, as a
     linear head."""
-    running = serve("--dtype", "f32", "--twist-dir", str(folder), **WIDE)
+    running = serve("--dtype", "f32", "--twist-dir", str(folder), *MEMORY, **WIDE)
     target = Problem(reference(**WIDE), (0, 2), max_tokens=3, potential=POTENTIAL)
     running.client().learn(**target.fields(), name="exact", updates=1, bounds=0)
     replace_layers(folder / "exact.safetensors", [exact_linear_head(target)])
     return running, target
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("threshold", [NEVER, ALWAYS])
+@pytest.mark.parametrize("threshold,scheme", cases(
+    [NEVER, ALWAYS], SCHEMES, device=lambda threshold, _: threshold == ALWAYS))
 def test_no_gap_with_the_exact_twist(exact, threshold, scheme):
     """Every run says log Z, and q is sigma."""
     running, target = exact

@@ -6,7 +6,7 @@ them by Jensen's inequality.
 """
 import numpy as np
 
-from .estimate import ROUNDING, SIGMAS, run_many
+from .estimate import FEWER, ROUNDING, SIGMAS, run_many
 
 MOST_REPEATS = 1000  # of one request
 DEAD = -50.0  # a run whose particles have all died counts as this in a mean of log Z-hat
@@ -55,7 +55,7 @@ def mean_and_error(x):
 def bound(server, problem, runs, seed=1, **fields):
     """Many runs of each kind; those from above with exact draws, unless fields say where from."""
     solution = problem.solve()
-    requests, left = [], runs
+    requests, left = [], runs // FEWER
     while left > 0:
         n = min(left, MOST_REPEATS)
         requests.append(problem.fields() | {

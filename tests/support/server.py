@@ -22,7 +22,8 @@ STOP_SECONDS = 60
 # One thread is quickest for tiny models and leaves the other cores to the tests themselves.
 TINY_FLAGS = ("--threads", "1")
 # What --backend is where a test does not say: CLOTHO_TEST_BACKEND, else the program's default.
-BACKEND_FLAGS = tuple(f"--backend={kind}" for kind in [os.environ.get("CLOTHO_TEST_BACKEND")] if kind)
+BACKEND = os.environ.get("CLOTHO_TEST_BACKEND")
+BACKEND_FLAGS = (f"--backend={BACKEND}",) if BACKEND else ()
 
 
 def binary():

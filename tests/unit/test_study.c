@@ -592,7 +592,7 @@ static struct job *live_job(uint64_t seed)
 static void test_crowd(struct engine *e)
 {
     enum { MOST = 15 };
-    const int kinds = test_is_slow() ? 5 : MOST;
+    const int kinds = test_is_slow() ? 3 : MOST;
     struct record *alone[MOST], *crowd[2 * MOST], *live[MOST], *live_alone;
     for (int i = 0; i < kinds; i++)
         alone[i] = run(e, crowd_job(i));
@@ -652,7 +652,7 @@ static void test_nobody_waits(struct engine *e)
 /* Cancelled by its sink after some word, by the caller at some moment, or by closing the engine. */
 static void test_cancelled(struct engine *e)
 {
-    for (int i = 1; i < 60; i++) {
+    for (int i = 1; i < 60; i += test_is_slow() ? 5 : 1) {
         struct record *r = record_new();
         struct job *j = i % 2 ? crowd_job(i) : long_job();
         r->stop_after = i % 3 ? 0 : 1 + i / 6;
