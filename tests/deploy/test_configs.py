@@ -32,9 +32,10 @@ def test_prometheus():
 @pytest.fixture(scope="module")
 def metrics(model_file, tmp_path_factory):
     """The names of a server's page, once it has had something to do."""
-    with Server(model_file(**ENDING), *TINY_FLAGS) as server:
-        server.client().sample(prompt=[0, 2], particles=2, max_tokens=3)
-        page = server.client().get("/metrics").body.decode()
+    with Server(model_file(**ENDING), *TINY_FLAGS, "--api-key", "k") as server:
+        client = server.client(headers={"X-Api-Key": "k"})
+        client.sample(prompt=[0, 2], particles=2, max_tokens=3)
+        page = client.get("/metrics").body.decode()
     return set(re.findall(r"^# TYPE (\w+)", page, re.M))
 
 
