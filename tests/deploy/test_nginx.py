@@ -17,12 +17,12 @@ from selenium import webdriver
 from support.nginx import Nginx
 from support.server import TINY_FLAGS, Server, binary
 from support.shapes import ENDLESS
+from support.watch import metric, wait_until
 
 LONG = ENDLESS | {"context": 4096}
 FLAGS = (*TINY_FLAGS, "--max-running-particles", "64", "--max-queue", "2")
 SHORT_BODY = {"prompt": [0, 2], "particles": 8, "max_tokens": 12, "seed": 3}
 LONG_BODY = {"prompt": [0, 2], "particles": 8, "max_tokens": 4000, "seed": 3}
-WAIT_SECONDS = 30
 
 
 @pytest.fixture(scope="module")
@@ -81,21 +81,9 @@ def begun(nginx, **fields):
     return stream
 
 
-def metric(server, name):
-    page = server.client().get("/metrics").body.decode()
-    return float(re.search(rf"^{re.escape(name)} (\S+)$", page, re.M)[1])
-
-
 def held(server):
     """Requests that run or wait."""
     return metric(server, "clotho_requests_running") + metric(server, "clotho_requests_waiting")
-
-
-def wait_until(condition):
-    end = time.monotonic() + WAIT_SECONDS
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.02)
 
 
 def wait_idle(pair):

@@ -5,7 +5,8 @@ import signal
 import time
 
 import pytest
-from wire import Wire, ask, get, is_idle, metric, post, wait_until
+from support.watch import metric, wait_until
+from wire import Wire, ask, get, is_idle, post
 
 POTENTIAL = {"type": "contains", "text": "a"}
 BODY = {"particles": 4, "max_tokens": 4, "repeats": 3, "seed": 1, "potential": POTENTIAL,

@@ -10,7 +10,8 @@ import pytest
 from support.posterior import Problem
 from support.reference import Prior, log_softmax
 from support.shapes import BOS, ENDING
-from wire import Wire, metric, post, wait_until
+from support.watch import metric, wait_until
+from wire import Wire, post
 
 WORDS = dict(tokenizer="bytes", seed=2)  # any bytes, and some words
 ASCII = {str(3 + b): -100 for b in range(128, 256)}  # as a logit_bias of that model

@@ -6,7 +6,8 @@ import time
 
 from support.server import TINY_FLAGS, Server, environment, free_port
 from support.shapes import ENDLESS
-from wire import Wire, get, metric, post
+from support.watch import metric
+from wire import Wire, get, post
 
 BODY = {"prompt": [0, 2], "particles": 16, "max_tokens": 100, "ignore_eos": True, "seed": 3}
 NO_GPU = {"CUDA_VISIBLE_DEVICES": "", "LD_LIBRARY_PATH": ""}  # nor an emulated one

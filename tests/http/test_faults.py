@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 from support.server import TINY_FLAGS, Server
 from support.shapes import ENDLESS
-from wire import Wire, ask, get, metric, post, wait_until
+from support.watch import metric, wait_until
+from wire import Wire, ask, get, post
 
 
 class Faults:

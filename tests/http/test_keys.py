@@ -6,7 +6,8 @@ import time
 import pytest
 from support.server import free_port
 from test_lifecycle import refused_start
-from wire import Wire, ask, get, post, sample, wait_until
+from support.watch import wait_until
+from wire import Wire, ask, get, post, sample
 
 
 def error(reply, status, kind):

@@ -10,7 +10,8 @@ import time
 import pytest
 from support.server import TINY_FLAGS, Server, environment
 from support.shapes import ENDLESS
-from wire import Wire, ask, get, metric, post, wait_until
+from support.watch import metric, wait_until
+from wire import Wire, ask, get, post
 
 PROMPT = [0, 2]
 TARGET = {"prompt": PROMPT, "max_tokens": 4, "potential": {"type": "contains", "text": "dd"}}

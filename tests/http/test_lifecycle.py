@@ -8,7 +8,8 @@ import time
 
 import pytest
 from support.server import environment, free_port
-from wire import Wire, ask, get, is_well, metric, sample, wait_until
+from support.watch import metric, wait_until
+from wire import Wire, ask, get, is_well, sample
 
 
 def refused_start(program, *arguments, env=None):

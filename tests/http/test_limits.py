@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from wire import Wire, ask, is_idle, is_well, metric, post, sample, wait_until
+from support.watch import metric, wait_until
+from wire import Wire, ask, is_idle, is_well, post, sample
 
 SSE = "Accept: text/event-stream"
 MIB = 1 << 20

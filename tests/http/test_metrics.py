@@ -4,7 +4,8 @@ import subprocess
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from wire import ask, get, metric, sample, wait_until
+from support.watch import metric, wait_until
+from wire import ask, get, sample
 
 KEY = "X-Api-Key: a"
 UNITS = ("_seconds", "_bytes", "_ratio", "_rows")

@@ -6,7 +6,8 @@ import time
 import pytest
 from support.server import TINY_FLAGS, Server
 from support.shapes import ENDING, ENDLESS
-from wire import Wire, ask, get, metric, post, wait_until
+from support.watch import metric, wait_until
+from wire import Wire, ask, get, post
 
 BODY = {"prompt": [0, 2], "particles": 8, "max_tokens": 12, "seed": 3}
 

@@ -3,7 +3,8 @@ import json
 import re
 
 import pytest
-from wire import Wire, ask, get, post, sample, wait_until
+from support.watch import wait_until
+from wire import Wire, ask, get, post, sample
 
 GET_ROUTES = ["/health", "/readyz", "/livez", "/v1/models", "/metrics", "/openapi.json", "/"]
 POST_ROUTES = ["/v1/sample", "/v1/score", "/v1/bounds", "/tokenize", "/detokenize"]

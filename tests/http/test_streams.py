@@ -5,7 +5,8 @@ import threading
 import time
 
 import pytest
-from wire import Wire, ask, get, is_idle, is_well, metric, post, sample, wait_until
+from support.watch import metric, wait_until
+from wire import Wire, ask, get, is_idle, is_well, post, sample
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,8 @@ import signal
 import time
 
 import pytest
-from wire import Wire, ask, get, is_idle, metric, post, wait_until
+from support.watch import metric, wait_until
+from wire import Wire, ask, get, is_idle, post
 
 from support.server import free_port
 from test_lifecycle import refused_start

@@ -4,6 +4,8 @@ import socket
 import struct
 import time
 
+from support.watch import metric
+
 
 def post(path, body, *headers, version="1.1"):
     """The bytes of a good POST."""
@@ -139,21 +141,6 @@ class Wire:
 def ask(server, request, **options):
     with Wire(server, **options) as wire:
         return wire.send(request).reply()
-
-
-def metric(server, name):
-    """A metric's value, labels as written on the page."""
-    for line in server.client().get("/metrics").body.decode().splitlines():
-        if line.startswith(name + " "):
-            return float(line.rsplit(" ", 1)[1])
-    raise KeyError(name)
-
-
-def wait_until(condition, seconds=20):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.02)
 
 
 def is_well(server):
