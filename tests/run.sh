@@ -23,6 +23,7 @@ TEXT
 logs=$PWD/build/logs
 venv=$PWD/build/venv
 mkdir -p "$logs"
+cores=$(nproc) # which goes by OMP_NUM_THREADS, too
 export OMP_NUM_THREADS=1 # the tests are many small programs; and ThreadSanitizer cannot see into libgomp
 export ASAN_OPTIONS=detect_stack_use_after_return=1 UBSAN_OPTIONS=print_stacktrace=1
 export TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1
@@ -68,7 +69,7 @@ build() { # build PRESET
 run_ctest() { # run_ctest PRESET [ARGUMENTS...]
     local report=$logs/ctest-$1.xml
     rm -f "$report"
-    "${fixed_addresses[@]}" ctest --preset "$1" --parallel "$(nproc)" --no-tests=error \
+    "${fixed_addresses[@]}" ctest --preset "$1" --parallel "$cores" --no-tests=error \
         --output-junit "$report" "${@:2}"
     count_report "$report" $?
 }

@@ -289,13 +289,13 @@ enum positives { DRAWN, GIVEN, REJECTION, POSITIVES };
  * ones, of which less is asked. */
 struct effort {
     int updates, bounds, draws;
-    double rate, left;
+    double linear_rate, mlp_rate, left;
 };
 
 static struct effort effort(void)
 {
-    return test_is_slow() ? (struct effort){40, 20, 2000, 0.1, 0.5}
-                          : (struct effort){250, 100, 30000, 0.02, 0.2};
+    return test_is_slow() ? (struct effort){40, 20, 2000, 0.1, 0.01, 0.6}
+                          : (struct effort){250, 100, 30000, 0.02, 0.02, 0.2};
 }
 
 static void test_method(struct engine *e, enum twist_method method, enum positives from)
@@ -309,7 +309,9 @@ static void test_method(struct engine *e, enum twist_method method, enum positiv
     bool mlp = method == TWIST_RL || from == REJECTION; /* a linear head cannot be on φ's scale */
     j->learn.spec.n_layers = mlp ? 3 : 1;
     j->learn.spec.hidden = mlp ? 24 : 0;
-    j->learn.spec.learning_rate = method == TWIST_FUDGE ? 0.1 : much.rate;
+    j->learn.spec.learning_rate = method == TWIST_FUDGE ? 0.1
+                                  : mlp                 ? much.mlp_rate
+                                                        : much.linear_rate;
     j->learn.bounds = much.bounds;
     if (from == GIVEN)
         give_targets(j, before, 1000, 3);
