@@ -70,22 +70,38 @@ static bool wants_sse(const struct call *c)
     return accept && strstr(accept, "text/event-stream");
 }
 
-/* A job, whose events are streamed unless the request says otherwise. */
-static enum MHD_Result
-post_job(struct call *c, int (*request)(struct job **, struct request_opts *, const char *body,
-                                        size_t len, const struct engine_info *, struct err *))
+/* A reader of request.h. */
+typedef int read_request(struct job **, struct request_opts *, const char *body, size_t len,
+                         const struct engine_info *, struct err *);
+
+/* The body as a job. NULL: there is none, and the call is answered - or this is its second turn,
+ * with an answer that is whole. */
+static struct job *read_job(struct call *c, read_request *read, struct request_opts *opts,
+                            enum MHD_Result *answered)
 {
-    if (c->stream)
-        return answer_whole(c);
-    enum MHD_Result answered;
-    const struct engine_info *info = need_info(c, &answered);
-    if (!info)
-        return answered;
     struct job *job;
-    struct request_opts opts;
     struct err err;
-    if (request(&job, &opts, c->body.data, c->body.len, info, &err))
-        return call_fail(c, &err);
+    if (c->stream) {
+        *answered = answer_whole(c);
+        return NULL;
+    }
+    const struct engine_info *info = need_info(c, answered);
+    if (!info)
+        return NULL;
+    if (read(&job, opts, c->body.data, c->body.len, info, &err) == 0)
+        return job;
+    *answered = call_fail(c, &err);
+    return NULL;
+}
+
+/* A job, whose events are streamed unless the request says otherwise. */
+static enum MHD_Result post_job(struct call *c, read_request *read)
+{
+    struct request_opts opts;
+    enum MHD_Result answered;
+    struct job *job = read_job(c, read, &opts, &answered);
+    if (!job)
+        return answered;
     return submit(c, job,
                   !opts.stream   ? STREAM_WHOLE
                   : wants_sse(c) ? STREAM_SSE
@@ -120,24 +136,16 @@ static enum MHD_Result post_score(struct call *c)
     return post_job(c, request_score_whole);
 }
 
-static enum MHD_Result post_completion(struct call *c,
-                                       int (*request)(struct job **, struct request_opts *,
-                                                      const char *body, size_t len,
-                                                      const struct engine_info *, struct err *))
+/* A job whose answer has OpenAI's shape. */
+static enum MHD_Result post_completion(struct call *c, read_request *read)
 {
-    if (c->stream)
-        return answer_whole(c);
-    enum MHD_Result answered;
-    const struct engine_info *info = need_info(c, &answered);
-    if (!info)
-        return answered;
-    struct job *job;
     struct request_opts opts;
-    struct err err;
-    if (request(&job, &opts, c->body.data, c->body.len, info, &err))
-        return call_fail(c, &err);
+    enum MHD_Result answered;
+    struct job *job = read_job(c, read, &opts, &answered);
+    if (!job)
+        return answered;
     return submit(c, job, opts.stream ? STREAM_SSE : STREAM_WHOLE,
-                  completion_open(job, &opts, info));
+                  completion_open(job, &opts, engine_info(c->service->engine)));
 }
 
 static enum MHD_Result post_completions(struct call *c)
