@@ -17,8 +17,7 @@ const char json_type[] = "application/json";
 enum {
     DISCARD_MAX = 64 << 20,      /* bytes of a refused body that are read for the answer's sake */
     WHOLE_ANSWER_MAX = 64 << 20, /* bytes of events of an answer that is not streamed */
-    BODY_RATE = 16 << 10,   /* bytes a second that a body's sender must manage in the end … */
-    ANSWER_RATE = 64 << 10, /* … and an answer's reader */
+    BODY_RATE = 16 << 10,        /* bytes a second that a body's sender must manage in the end */
     LOGGED_BODY = 4 << 10,
     BUSY_SECONDS = 1,            /* until a place in the queue may be free */
     DOWN_SECONDS = 5,            /* until a server may be up again */

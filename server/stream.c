@@ -14,7 +14,6 @@
 enum {
     PING_SECONDS = 15,
     TEXT_BLOCK = 4096,
-    ANSWER_RATE = 64 << 10, /* bytes a second that a reader must manage in the end */
 };
 
 const char *const stream_end_names[STREAM_ENDS] = {"running", "done",     "error", "left",

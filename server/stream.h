@@ -23,6 +23,8 @@
 #include "../proto/completion.h"
 #include "budget.h"
 
+enum { ANSWER_RATE = 64 << 10 }; /* bytes a second that an answer's reader must manage in the end */
+
 enum stream_form {
     STREAM_LINES, /* NDJSON */
     STREAM_SSE,
